@@ -1,0 +1,1 @@
+"""The supernet: space, axes, regions, families, losses, cost, weights. Pure PyTorch."""

@@ -1,0 +1,1 @@
+"""Families of search spaces: each states its axes and builds its module."""

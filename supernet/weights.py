@@ -1,0 +1,105 @@
+"""The shared weights as values: initial numbers, one flat array for transport, a digest, a file."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .axes import Regions, Weights, layout, shape_of, view
+from .errors import ArtifactError
+from .space import Space
+
+Flat = NDArray[np.float32]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def initial(space: Space, seed: int) -> Weights:
+    """Fresh shared weights: He normal by fan-out for kernels, ones and zeros for norm layers.
+
+    Linear layers are drawn from N(0, 0.01²) (He et al. 2015, Howard et al. 2019).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values: Weights = {}
+    with torch.device("meta"):
+        module = space.build(space.largest())
+    for path, layer in module.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            values[f"{path}.{name}"] = _drawn(layer, name, parameter.shape, generator)
+    return {name: values[name] for name in layout(space)}
+
+
+def _drawn(layer: nn.Module, name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    if name == "bias":
+        return torch.zeros(*shape)
+    if isinstance(layer, nn.Conv2d):
+        fan_out = shape[0] * math.prod(shape[2:]) // layer.groups
+        return torch.randn(*shape, generator=generator) * math.sqrt(2.0 / fan_out)
+    if isinstance(layer, nn.Linear):
+        return torch.randn(*shape, generator=generator) * 0.01
+    return torch.ones(*shape)
+
+
+def shapes_of(where: Regions) -> dict[str, tuple[int, ...]]:
+    """Parameter name → shape of a subnet, in the order in which values travel."""
+    return {name: shape_of(region) for name, region in where.items()}
+
+
+def size_of(shapes: Shapes) -> int:
+    """Number of values."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def gather(weights: Mapping[str, Tensor], where: Regions) -> Flat:
+    """The selected values as one float32 array, tensors in the regions' order."""
+    flat = np.empty(size_of(shapes_of(where)), dtype=np.float32)
+    at = 0
+    for name, region in where.items():
+        part = view(weights[name], region).detach()
+        torch.from_numpy(flat[at : at + part.numel()]).view(part.shape).copy_(part)
+        at += part.numel()
+    return flat
+
+
+def split(flat: Flat, shapes: Shapes) -> Weights:
+    """The tensors of one flat array; they share its memory. ValueError if the size is not right."""
+    if flat.shape != (size_of(shapes),):
+        raise ValueError(f"flat array has shape {flat.shape}; these tensors need {size_of(shapes)}")
+    tensors, at = {}, 0
+    whole = torch.from_numpy(flat)
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        tensors[name] = whole[at : at + count].view(shape)
+        at += count
+    return tensors
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and bytes, 64 hex digits."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().contiguous()
+        found.update(f"{name}{tuple(tensor.shape)}".encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def save(path: Path, weights: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    """Write a safetensors file; the caller makes it atomic."""
+    # Without metadata an empty file cannot be read back.
+    metadata = {"format": "pt", **notes}
+    save_file({name: t.contiguous() for name, t in weights.items()}, path, metadata=metadata)
+
+
+def load(path: Path) -> Weights:
+    """Read a safetensors file; ArtifactError when it is damaged or missing."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"weights file {path}: {error}; restore it or start anew") from None
