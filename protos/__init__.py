@@ -1,0 +1,1 @@
+"""What both sides agree on: messages, manifests, the depot service, how an artifact runs."""

@@ -1,0 +1,45 @@
+"""How a device is described to its own ClientApp: who it is and where its data come from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+NODE_KEY = "fedofa-device"
+"""Node-config key under which a real device describes itself."""
+FLEET_KEY = "fedofa-fleet"
+"""Run-config key under which a simulation describes its devices, by partition."""
+PARTITION_KEY = "partition-id"
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """A data function `module:function`, its folder, and this device's place among the clients."""
+
+    function: str
+    root: str | None = None
+    client: int = 0
+    clients: int = 1
+    arguments: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device's description; it travels to its ClientApp as one JSON text."""
+
+    name: str
+    source: DataSource
+    device_class: str | None = None
+    profile: str | None = None
+    threads: int = 1
+
+    def to_json(self) -> str:
+        """As one JSON text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read `to_json`'s form."""
+        fields = json.loads(text)
+        fields["source"] = DataSource(**fields["source"])
+        return cls(**fields)

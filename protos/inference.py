@@ -1,0 +1,233 @@
+"""How an artifact's file runs: with whichever runtime the device has. No torch in here.
+
+TFLite files run in ai-edge-litert or tflite-runtime, ONNX files in onnxruntime. Inputs and outputs
+are float32 here; a quantized file's are converted as its manifest says.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..supernet.errors import ArtifactError, UsageError
+from .manifest import FileEntry, FileKind, Manifest, TensorSpec
+from .runtimes import LITERT, ONNX, TFLITE, available_runtimes, load_onnx, load_tflite
+
+__all__ = [
+    "ACTIVATION",
+    "Floats",
+    "InferenceModel",
+    "Ranges",
+    "available_kinds",
+    "available_runtimes",
+    "dequantized",
+    "first_available_kind",
+    "observe_ranges",
+    "open_model",
+    "quantized",
+]
+
+Floats = NDArray[np.float32]
+Ranges = dict[str, tuple[float, float]]
+"""Activation tensor → (least, greatest) value seen."""
+
+ACTIVATION = "a"
+"""Exported files name activations a0, a1, … and constants otherwise, so a device can tell them."""
+PREFERENCE: tuple[FileKind, ...] = ("tflite_int8", "onnx_int8", "tflite_fp32", "onnx_fp32")
+OBSERVED_AT_ONCE = 64
+
+
+class InferenceModel(Protocol):
+    """A loaded file."""
+
+    @property
+    def runtime(self) -> str:
+        """The Python package that runs it."""
+
+    def run(self, x: Floats) -> Floats:
+        """Outputs (n, …) for normalized inputs `x` (n, …) in the manifest's layout."""
+
+
+def available_kinds() -> tuple[FileKind, ...]:
+    """Kinds of file that an installed runtime can run, the preferred first."""
+    installed = available_runtimes()
+    return tuple(kind for kind in PREFERENCE if set(_runtimes(kind)) & set(installed))
+
+
+def first_available_kind(manifest: Manifest, preferred: FileKind | None = None) -> FileKind:
+    """The file to use: the preferred one, or the first that exists and can run here.
+
+    Raises ArtifactError when there is none, saying what to install.
+    """
+    offered = [entry.kind for entry in manifest.files]
+    for kind in (preferred,) if preferred else PREFERENCE:
+        if kind in offered and kind in available_kinds():
+            return kind
+    wanted = preferred or " or ".join(offered)
+    raise ArtifactError(
+        f"model {manifest.model}: no runtime here for {wanted} (installed: "
+        f"{', '.join(available_runtimes()) or 'none'}); pip install ai-edge-litert or onnxruntime"
+    )
+
+
+def open_model(path: Path, entry: FileEntry, threads: int = 1) -> InferenceModel:
+    """Load a file.
+
+    ArtifactError when no runtime is installed, the file does not load, or its input or output is
+    not what the manifest's entry says.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from None
+    if entry.kind.startswith("tflite"):
+        return _TfliteModel(load_tflite(content, threads), entry)
+    return _OnnxModel(load_onnx(content, threads), entry)
+
+
+def observe_ranges(content: bytes, kind: FileKind, x: Floats) -> Ranges:
+    """The ranges of a float file's activations over inputs `x` (n, …), n at least 1.
+
+    Exact minima and maxima: merging two devices' ranges gives those of all their inputs together.
+    UsageError without inputs; ArtifactError when the file does not load or a value is not finite.
+    """
+    if not len(x):
+        raise UsageError("activation ranges: no example to observe; at least one is needed")
+    if kind.startswith("tflite"):
+        seen = _observe_tflite(load_tflite(content, 1, observe=True), x)
+    else:
+        seen = _observe_onnx(load_onnx(content, 1), x)
+    for name, bounds in seen.items():
+        if not np.isfinite(bounds).all():
+            raise ArtifactError(f"{kind}: activation {name} is not finite: {bounds}")
+    return seen
+
+
+class _TfliteModel:
+    def __init__(self, interpreter: Any, entry: FileEntry) -> None:
+        self._interpreter = interpreter
+        self._spec = entry.inputs[0], entry.outputs[0]
+        source, sink = interpreter.get_input_details(), interpreter.get_output_details()
+        for spec, details in zip(self._spec, (source, sink), strict=True):
+            shape = tuple(int(size) for size in details[0]["shape"])
+            _check_tensor(
+                entry, spec, details[0]["name"], shape, np.dtype(details[0]["dtype"]).name
+            )
+        self._input, self._output = source[0]["index"], sink[0]["index"]
+        self.runtime = type(interpreter).__module__.partition(".")[0]
+
+    def run(self, x: Floats) -> Floats:
+        """One example after the other: the file is made for a batch of one."""
+        _check_input(x, self._spec[0])
+        if not len(x):
+            return np.empty((0, *self._spec[1].shape[1:]), np.float32)
+        return np.concatenate([self._one(x[at : at + 1]) for at in range(len(x))])
+
+    def _one(self, x: Floats) -> Floats:
+        self._interpreter.set_tensor(self._input, quantized(x, self._spec[0]))
+        self._interpreter.invoke()
+        return dequantized(self._interpreter.get_tensor(self._output), self._spec[1])
+
+
+class _OnnxModel:
+    runtime = ONNX
+
+    def __init__(self, session: Any, entry: FileEntry) -> None:
+        self._session = session
+        self._spec = entry.inputs[0], entry.outputs[0]
+        for spec, found in zip(
+            self._spec, (session.get_inputs()[0], session.get_outputs()[0]), strict=True
+        ):
+            # A free dimension has a text instead of a size; the manifest counts it 1.
+            shape = tuple(size if isinstance(size, int) else 1 for size in found.shape)
+            _check_tensor(entry, spec, found.name, shape, _ONNX_DTYPES.get(found.type, found.type))
+
+    def run(self, x: Floats) -> Floats:
+        """The whole batch at once."""
+        _check_input(x, self._spec[0])
+        feed = {self._spec[0].name: quantized(x, self._spec[0])}
+        found = self._session.run([self._spec[1].name], feed)[0]
+        return dequantized(found, self._spec[1])
+
+
+_ONNX_DTYPES = {"tensor(float)": "float32", "tensor(int8)": "int8", "tensor(uint8)": "uint8"}
+
+
+def _check_tensor(
+    entry: FileEntry, spec: TensorSpec, name: str, shape: tuple[int, ...], dtype: str
+) -> None:
+    if (spec.name, spec.shape, spec.dtype) != (name, shape, dtype):
+        raise ArtifactError(
+            f"{entry.name} has a tensor {name} {dtype}{shape} where the manifest says "
+            f"{spec.name} {spec.dtype}{spec.shape}"
+        )
+
+
+def _check_input(x: Floats, spec: TensorSpec) -> None:
+    if x.shape[1:] != spec.shape[1:]:
+        raise UsageError(f"input {x.shape}; the model takes (n, *{spec.shape[1:]})")
+
+
+def quantized(x: Floats, spec: TensorSpec) -> NDArray[Any]:
+    """Real numbers as the file's input holds them."""
+    if spec.scale is None or spec.zero_point is None:
+        return np.ascontiguousarray(x, dtype=np.float32)
+    info = np.iinfo(spec.dtype)
+    steps = np.round(x / np.float32(spec.scale)) + spec.zero_point
+    found: NDArray[Any] = np.clip(steps, info.min, info.max).astype(spec.dtype)
+    return found
+
+
+def dequantized(y: NDArray[Any], spec: TensorSpec) -> Floats:
+    """A file's output as real numbers."""
+    if spec.scale is None or spec.zero_point is None:
+        return y.astype(np.float32, copy=True)
+    real: Floats = (y.astype(np.float32) - spec.zero_point) * np.float32(spec.scale)
+    return real
+
+
+def _runtimes(kind: FileKind) -> tuple[str, ...]:
+    return (LITERT, TFLITE) if kind.startswith("tflite") else (ONNX,)
+
+
+def _observe_tflite(interpreter: Any, x: Floats) -> Ranges:
+    seen: Ranges = {}
+    names = {
+        detail["index"]: detail["name"]
+        for detail in interpreter.get_tensor_details()
+        if _is_activation(detail["name"]) and detail["dtype"] == np.float32
+    }
+    entry = interpreter.get_input_details()[0]["index"]
+    for at in range(len(x)):
+        interpreter.set_tensor(entry, np.ascontiguousarray(x[at : at + 1], np.float32))
+        interpreter.invoke()
+        _widen(seen, names, interpreter.get_tensor)
+    return seen
+
+
+def _observe_onnx(session: Any, x: Floats) -> Ranges:
+    entry = session.get_inputs()[0].name
+    names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
+    seen: Ranges = {}
+    for at in range(0, len(x), OBSERVED_AT_ONCE):
+        batch = np.ascontiguousarray(x[at : at + OBSERVED_AT_ONCE], np.float32)
+        found = {entry: batch, **dict(zip(names, session.run(names, {entry: batch}), strict=True))}
+        _widen(seen, {name: name for name in found}, found.__getitem__)
+    return seen
+
+
+def _widen(seen: Ranges, names: Mapping[Any, str], read: Callable[[Any], Floats]) -> None:
+    for key, name in names.items():
+        values = read(key)
+        low, high = seen.get(name, (np.inf, -np.inf))
+        # numpy's minimum keeps a NaN, Python's may lose it.
+        seen[name] = (
+            float(np.minimum(low, values.min())),
+            float(np.maximum(high, values.max())),
+        )
+
+
+def _is_activation(name: str) -> bool:
+    return name[:1] == ACTIVATION and name[1:].isdigit()

@@ -1,0 +1,120 @@
+"""The manifest: what a stranger needs to use an artifact, as JSON beside its files.
+
+Importable without torch: devices read it.
+"""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..supernet.errors import ArtifactError
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+FileKind = Literal["tflite_int8", "onnx_int8", "tflite_fp32", "onnx_fp32"]
+FILE_NAMES: dict[FileKind, str] = {
+    "tflite_int8": "model.int8.tflite",
+    "onnx_int8": "model.int8.onnx",
+    "tflite_fp32": "model.fp32.tflite",
+    "onnx_fp32": "model.fp32.onnx",
+}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(_Record):
+    """One input or output of a file. A quantized tensor holds round(real / scale) + zero_point."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int8", "uint8"]
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+class FileEntry(_Record):
+    """One file of the artifact. `name` is a bare file name; `sha256` is 64 hex digits."""
+
+    kind: FileKind
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    size_bytes: int = Field(gt=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Normalization(_Record):
+    """What to do with raw data before the model: (raw - mean) / std, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Golden(_Record):
+    """One real input and the reference output (float32, row-major) with the allowed difference.
+
+    `input` is normalized and in `layout`; `tolerance` gives, per file kind, the largest allowed
+    absolute difference between the file's (dequantized) output and `output`.
+    """
+
+    input_shape: tuple[int, ...]
+    input: tuple[float, ...]
+    output: tuple[float, ...]
+    tolerance: dict[FileKind, float]
+
+
+class Manifest(_Record):
+    """Everything a device or a stranger must know about one published model."""
+
+    schema_version: int = SCHEMA
+    model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    version: int = Field(ge=1)
+    device_class: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    layout: Literal["NCHW", "NHWC", "NC", "NCT"]
+    normalization: Normalization
+    classes: tuple[str, ...]
+    space: dict[str, object]
+    arch: dict[str, int | float]
+    supernet_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    cost: dict[str, int]
+    budget: dict[str, int | float]
+    metrics: dict[str, float] = Field(default_factory=dict)
+    golden: Golden
+    files: tuple[FileEntry, ...]
+
+    @model_validator(mode="after")
+    def _files_are_distinct(self) -> Self:
+        kinds = {entry.kind for entry in self.files}
+        names = {entry.name for entry in self.files} - {MANIFEST_NAME}
+        if not self.files or len(kinds) != len(self.files) or len(names) != len(self.files):
+            raise ValueError(
+                f"files: at least one, each of its own kind and name, none named {MANIFEST_NAME}"
+            )
+        return self
+
+    def file(self, kind: str) -> FileEntry:
+        """The entry of that kind; ArtifactError names the kinds there are."""
+        for entry in self.files:
+            if entry.kind == kind:
+                return entry
+        known = ", ".join(entry.kind for entry in self.files)
+        raise ArtifactError(f"manifest of {self.model}: no file of kind {kind!r}; it has {known}")
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: the same manifest always gives the same sha256."""
+        import json
+
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return text.encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Parse and check; ArtifactError names the first wrong field."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise ArtifactError(f"manifest: {where}: {first['msg']}") from None

@@ -1,0 +1,264 @@
+"""The messages between server and device: typed bodies, and one flat array of values.
+
+A message is one JSON body and at most one array; `protos/flower.py` puts that into Flower's
+records. What comes in is checked here: an unknown field, a wrong type or a missing value raises
+MessageError, and nothing else is ever raised for bad input. Importable without torch or flwr.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..supernet.errors import FedofaError
+from .manifest import FileEntry, FileKind, Normalization
+
+ArchValues = dict[str, int | float]
+TensorShapes = tuple[tuple[str, tuple[int, ...]], ...]
+# What a device reports is bounded, so that sums and products of such numbers stay numbers.
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Speed = Annotated[float, Field(gt=0, le=1e18)]
+
+
+class MessageError(FedofaError):
+    """A message from the other side does not have the agreed form."""
+
+
+class Body(BaseModel):
+    """Base of every message body: frozen, no unknown fields, no conversion of types."""
+
+    # A loss that is not a number must arrive as one, to be refused by its name.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants"
+    )
+    action: ClassVar[str]
+
+    def to_json(self) -> str:
+        """The body as JSON."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse and check; MessageError names the first wrong field."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "body"
+            raise MessageError(f"{cls.__name__}: {where}: {first['msg']}") from None
+
+
+class Recipe(BaseModel):
+    """Local training: what one device does in one round.
+
+    Exactly one of `epochs` and `steps` is used: `steps` when it is given. `distill` trains, in
+    every step, the assigned subnet on labels and the smallest and `random_subnets` further subnets
+    inside it on the assigned one's predictions (sandwich rule, in-place distillation).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    batch_size: int = Field(32, ge=2)
+    epochs: int = Field(1, ge=1)
+    steps: int | None = Field(None, ge=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    distill: bool = True
+    random_subnets: int = Field(1, ge=0)
+
+
+class Declared(BaseModel):
+    """What a device's profile file may declare; a declared value overrides the measured one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device_class: str | None = None
+    cores: Count | None = Field(None, ge=1)
+    memory_bytes: Count | None = Field(None, ge=1)
+    train_macs_per_s: Speed | None = None
+    infer_macs_per_s: Speed | None = None
+    budget: dict[str, int] = Field(default_factory=dict)
+
+
+class DeviceProfile(Body):
+    """What a device is and can do, and what its data look like (never the data)."""
+
+    device: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    device_class: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    cores: Count = Field(ge=1)
+    memory_bytes: Count = Field(ge=1)
+    train_macs_per_s: Speed
+    infer_macs_per_s: Speed
+    budget: dict[str, int]
+    runtimes: tuple[str, ...]
+    examples: Count = Field(ge=1)
+    validation_examples: Count
+    input_shape: tuple[Count, ...]
+    classes: tuple[str, ...]
+    normalization: Normalization
+
+
+class ProfileRequest(Body):
+    """Ask a device for its profile; the space tells it what a typical subnet is."""
+
+    action: ClassVar[str] = "query.profile"
+    space: dict[str, object]
+
+
+class TrainRequest(Body):
+    """Train one subnet from the values in the array; `tensors` says what lies where in it."""
+
+    action: ClassVar[str] = "train"
+    run: str
+    round: int = Field(ge=1)
+    seed: int
+    lr: float = Field(gt=0)
+    deadline_s: float = Field(gt=0)
+    space: dict[str, object]
+    arch: ArchValues
+    recipe: Recipe
+    tensors: TensorShapes
+
+
+class TrainReply(Body):
+    """A device's update: its new values of the same tensors, and how many examples weigh in."""
+
+    action: ClassVar[str] = "train"
+    run: str
+    round: int
+    device: str
+    arch: ArchValues
+    examples: int
+    steps: Count
+    loss: float
+    train_macs: Count
+    seconds: float
+    tensors: TensorShapes
+
+
+class SubnetGroup(BaseModel):
+    """Some subnets and the hull whose values contain them all, in the array from `offset` on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    hull: ArchValues
+    offset: int = Field(ge=0)
+    archs: tuple[ArchValues, ...]
+
+
+class MomentsRequest(Body):
+    """Ask for batch-norm moments of some subnets over the device's training examples."""
+
+    action: ClassVar[str] = "query.moments"
+    space: dict[str, object]
+    batch_size: int = Field(ge=2)
+    max_examples: int | None = Field(default=None, ge=2)
+    groups: tuple[SubnetGroup, ...]
+
+
+class MomentsReply(Body):
+    """Per subnet and norm layer the count; the array holds Σx then Σx² of each, float64."""
+
+    action: ClassVar[str] = "query.moments"
+    device: str
+    counts: tuple[dict[str, Count], ...]
+
+
+class EvaluateRequest(Body):
+    """Ask how many validation examples some subnets classify rightly.
+
+    The array holds each group's hull values, and after all of them, per subnet in the order of
+    the groups and per norm layer, the merged mean and variance.
+    """
+
+    action: ClassVar[str] = "evaluate"
+    space: dict[str, object]
+    batch_size: int = Field(ge=1)
+    groups: tuple[SubnetGroup, ...]
+
+
+class EvaluateReply(Body):
+    """Right answers per subnet, of `examples` validation examples."""
+
+    action: ClassVar[str] = "evaluate"
+    device: str
+    examples: Count
+    correct: tuple[Count, ...]
+
+
+class RangesRequest(Body):
+    """Ask for the activation ranges of exported float files.
+
+    The array's bytes are the files, one after the other; `files` gives kind, input shape without the
+    batch, and size in bytes of each.
+    """
+
+    action: ClassVar[str] = "query.ranges"
+    max_examples: int = Field(ge=1)
+    files: tuple[tuple[FileKind, tuple[int, ...], int], ...]
+
+
+class RangesReply(Body):
+    """Per file the observed ranges: tensor → (minimum, maximum), and how many examples."""
+
+    action: ClassVar[str] = "query.ranges"
+    device: str
+    examples: Count
+    ranges: tuple[dict[str, tuple[float, float]], ...]
+
+
+class VerifyItem(BaseModel):
+    """One subnet and its exported files; the array holds their bytes, one item after the other.
+
+    First `values` float32 numbers, the subnet's weights and norm statistics, then each file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    arch: ArchValues
+    values: int = Field(ge=1)
+    files: tuple[FileEntry, ...]
+
+
+class VerifyRequest(Body):
+    """Ask how exported files do on the device's validation examples, beside the subnet itself."""
+
+    action: ClassVar[str] = "evaluate.files"
+    space: dict[str, object]
+    items: tuple[VerifyItem, ...]
+
+
+class Verdict(BaseModel):
+    """Right answers of a subnet in PyTorch and of each of its files, in order.
+
+    `agree` counts equal top-1 answers, `max_difference` is the largest absolute difference of any
+    logit, per file.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants"
+    )
+
+    reference_correct: Count
+    correct: tuple[Count, ...]
+    agree: tuple[Count, ...]
+    max_difference: tuple[float, ...]
+
+
+class VerifyReply(Body):
+    """One verdict per item, on `examples` validation examples."""
+
+    action: ClassVar[str] = "evaluate.files"
+    device: str
+    examples: Count
+    verdicts: tuple[Verdict, ...]
+
+
+def tensor_shapes(shapes: Mapping[str, tuple[int, ...]]) -> TensorShapes:
+    """The manifest of a flat array, from name → shape."""
+    return tuple((name, tuple(shape)) for name, shape in shapes.items())
