@@ -1,0 +1,1 @@
+"""From a trained supernet to verified files: search, extraction, quantization, export."""

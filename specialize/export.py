@@ -1,0 +1,122 @@
+"""Exporting one subnet: float files, then int8 files, in a worker process of their own.
+
+A converter that crashes takes its worker along and not the server; workers also use a second core.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from ..protos.inference import Ranges
+from ..protos.manifest import FILE_NAMES, FileEntry, FileKind, TensorSpec
+from ..protos.subnets import set_statistics
+from ..supernet.axes import regions
+from ..supernet.families.catalogue import space_from_dict
+from ..supernet.space import Value
+from ..supernet.subnet import static
+from ..supernet.weights import Flat, shapes_of, size_of, split
+
+FLOATS: Mapping[str, FileKind] = {"tflite": "tflite_fp32", "onnx": "onnx_fp32"}
+INTS: Mapping[str, FileKind] = {"tflite": "tflite_int8", "onnx": "onnx_int8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """A subnet as a worker gets it: plain values, no modules.
+
+    `values` holds the weights, then mean and variance of each norm layer.
+    """
+
+    space: Mapping[str, object]
+    arch: Mapping[str, Value]
+    values: Flat
+
+
+@dataclass(frozen=True, slots=True)
+class FloatExport:
+    """What the first step gives: per format the float file, and the bytes to observe."""
+
+    input_shape: tuple[int, ...]
+    observable: Mapping[str, bytes]
+
+
+def workers(count: int) -> ProcessPoolExecutor:
+    """Worker processes, started afresh (not forked: the server has threads)."""
+    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_warm)
+
+
+def module_of(subnet: Subnet) -> torch.nn.Module:
+    """The subnet as a module in evaluation mode."""
+    space = space_from_dict(subnet.space)
+    arch = space.arch(subnet.arch)
+    shapes = shapes_of(regions(space, arch))
+    values = subnet.values.copy()
+    module = static(space, arch, split(values[: size_of(shapes)], shapes)).eval()
+    set_statistics(module, values, size_of(shapes))
+    return module
+
+
+def export_floats(subnet: Subnet, formats: Sequence[str], folder: Path) -> FloatExport:
+    """Write the float files into a folder; ExportError when a converter refuses."""
+    from . import onnx_export, tflite
+    from .folding import folded
+
+    space = space_from_dict(subnet.space)
+    shape = space.input_shape(space.arch(subnet.arch))
+    module, example = folded(module_of(subnet)), torch.zeros(1, *shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    observable = {}
+    for form in formats:
+        path = folder / FILE_NAMES[FLOATS[form]]
+        if form == "tflite":
+            tflite.export_tflite(module, example, path)
+            observable[form] = path.read_bytes()
+        else:
+            onnx_export.export_onnx(module, example, path)
+            observable[form] = onnx_export.observable(path)
+    return FloatExport(shape, observable)
+
+
+def quantize(folder: Path, ranges: Mapping[str, Ranges]) -> list[FileEntry]:
+    """Write the int8 files beside the float files (format → ranges); entries of all files."""
+    from . import onnx_export, tflite
+
+    entries = []
+    for form, found in ranges.items():
+        source, target = folder / FILE_NAMES[FLOATS[form]], folder / FILE_NAMES[INTS[form]]
+        tool = tflite if form == "tflite" else onnx_export
+        if form == "tflite":
+            tflite.quantize_tflite(source, found, target)
+        else:
+            onnx_export.quantize_onnx(source, found, target)
+        for kind, path in ((INTS[form], target), (FLOATS[form], source)):
+            entries.append(file_entry(kind, path, tool.specs(path)))
+    return entries
+
+
+def file_entry(kind: FileKind, path: Path, specs: tuple[TensorSpec, TensorSpec]) -> FileEntry:
+    """A file's entry for the manifest."""
+    content = path.read_bytes()
+    return FileEntry(
+        kind=kind,
+        name=path.name,
+        size_bytes=len(content),
+        sha256=sha256(content).hexdigest(),
+        inputs=(specs[0],),
+        outputs=(specs[1],),
+    )
+
+
+def _warm() -> None:
+    """Import what every export needs while the server still waits for devices."""
+    torch.set_num_threads(1)
+    from .tflite import quiet
+
+    with quiet():
+        import ai_edge_quantizer  # noqa: F401
+        import litert_torch  # noqa: F401

@@ -1,0 +1,176 @@
+"""ONNX export (torch.onnx) and int8 quantization (onnxruntime, QDQ) with given ranges."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..protos.inference import ACTIVATION, Ranges
+from ..protos.manifest import TensorSpec
+from ..supernet.errors import ExportError
+from .tflite import quiet
+
+OPSET = 18
+FLOAT = 1
+CONV_DEFAULTS: Mapping[str, object] = MappingProxyType(
+    {"auto_pad": b"NOTSET", "group": 1, "dilations": 1, "strides": 1, "pads": 0}
+)
+"""Of a list, the value of each element."""
+
+
+def export_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
+    """Write a float32 file with a free batch dimension and short names.
+
+    The same module always gives the same bytes. ExportError when the exporter refuses.
+    """
+    with quiet():
+        import onnx
+        import onnxscript.optimizer
+
+        # A batch of one would be taken for a constant.
+        pair = torch.cat([example, example])
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                (pair,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
+            raise ExportError(f"ONNX export: {error}") from error
+        if program is None:
+            raise ExportError("ONNX export: the exporter returned no model")
+        model = onnxscript.optimizer.optimize(program.model_proto)
+        _shorten(model)
+        onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def observable(path: Path) -> bytes:
+    """The float file with every activation as an output, for a device to observe."""
+    import onnx
+
+    model = onnx.load(str(path))
+    known = {output.name for output in model.graph.output}
+    for node in model.graph.node:
+        for name in node.output:
+            if name and name not in known and node.op_type != "Constant":
+                model.graph.output.append(onnx.helper.make_tensor_value_info(name, FLOAT, None))
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def quantize_onnx(source: Path, ranges: Ranges, target: Path) -> None:
+    """Write the int8 file of a float file: QDQ, weights per channel, float32 I/O.
+
+    Signed activations and weights: unsigned ones saturate on processors without VNNI.
+    ExportError names an activation without a range.
+    """
+    import onnx
+
+    model = onnx.load(str(source))
+    missing = sorted(_activations(model) - ranges.keys())
+    if missing:
+        raise ExportError(f"ONNX int8: no range for tensor {missing[0]}")
+    with quiet():
+        import numpy as np
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.registry import QDQRegistry
+
+        limits = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+        try:
+            quantizer = QDQQuantizer(
+                model,
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QInt8,
+                tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
+                nodes_to_quantize=[],
+                nodes_to_exclude=[],
+                op_types_to_quantize=list(QDQRegistry),
+                extra_options={},
+            )
+            quantizer.quantize_model()
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ExportError(f"ONNX int8: {error}") from error
+        done = quantizer.model.model
+        _shorten(done)
+    target.write_bytes(done.SerializeToString(deterministic=True))
+
+
+def specs(path: Path) -> tuple[TensorSpec, TensorSpec]:
+    """Input and output of a file; a free dimension counts 1."""
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    return _spec(graph.input[0]), _spec(graph.output[0])
+
+
+def _spec(value: Any) -> TensorSpec:
+    dims = value.type.tensor_type.shape.dim
+    return TensorSpec(name=value.name, shape=tuple(d.dim_value or 1 for d in dims), dtype="float32")
+
+
+def _activations(model: Any) -> set[str]:
+    inputs = {value.name for value in model.graph.input}
+    return inputs | {name for node in model.graph.node for name in node.output if name}
+
+
+def _shorten(model: Any) -> None:
+    """Short names by position, and nothing that no runtime needs: texts, metadata, shapes."""
+    graph = model.graph
+    _merge_equal_constants(graph)
+    names: dict[str, str] = {"": ""}
+    for place, tensor in enumerate(graph.initializer):
+        names[tensor.name] = tensor.name = f"c{place}"
+    for value in (*graph.input, *(o for node in graph.node for o in node.output)):
+        name = value if isinstance(value, str) else value.name
+        names.setdefault(name, f"{ACTIVATION}{len(names)}")
+    for node in graph.node:
+        node.name = node.doc_string = ""
+        del node.metadata_props[:]
+        _drop_defaults(node)
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+    for value in (*graph.input, *graph.output):
+        value.name, value.doc_string = names[value.name], ""
+        del value.metadata_props[:]
+    for tensor in graph.initializer:
+        tensor.doc_string = ""
+    del graph.value_info[:], model.metadata_props[:], graph.metadata_props[:]
+    graph.name, graph.doc_string, model.doc_string = "g", "", ""
+    model.producer_name = model.producer_version = ""
+
+
+def _merge_equal_constants(graph: Any) -> None:
+    """Keep one of several equal constants: the zero points of all layers of one width, mostly."""
+    first: dict[bytes, str] = {}
+    same: dict[str, str] = {}
+    for tensor in list(graph.initializer):
+        name, tensor.name = tensor.name, ""
+        same[name] = first.setdefault(tensor.SerializeToString(deterministic=True), name)
+        tensor.name = name
+        if same[name] != name:
+            graph.initializer.remove(tensor)
+    for node in graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+
+
+def _drop_defaults(node: Any) -> None:
+    """Leave out a convolution's attributes that say what the specification says anyway."""
+    import onnx
+
+    if node.op_type != "Conv":
+        return
+    for attribute in list(node.attribute):
+        value = onnx.helper.get_attribute_value(attribute)
+        usual = CONV_DEFAULTS.get(attribute.name)
+        if value == usual or (isinstance(value, list) and set(value) == {usual}):
+            node.attribute.remove(attribute)
