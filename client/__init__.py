@@ -1,0 +1,1 @@
+"""The device: profile, data, local training, pull and activation."""

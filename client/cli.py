@@ -1,0 +1,233 @@
+"""`fedofa-device`: the commands of a device. Each parses, calls one function, prints."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ..supernet.errors import FedofaError
+
+app = typer.Typer(
+    name="fedofa-device",
+    help="Take part in training with a device's own data; get its model and run it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_STORE = Path("~/.fedofa/models")
+
+Store = Annotated[Path, typer.Option("--store", help="Folder for models.", envvar="FEDOFA_STORE")]
+DeviceClass = Annotated[
+    str, typer.Option("--device-class", metavar="NAME", help="The class this device belongs to.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def pull(  # noqa: PLR0913 - one parameter an option
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The depot.")],
+    device_class: DeviceClass,
+    store: Store = DEFAULT_STORE,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="tflite_int8, onnx_int8, tflite_fp32 or onnx_fp32; else what can run."),
+    ] = None,
+    channel: Annotated[str, typer.Option(help="Which releases to follow.")] = "stable",
+    device: Annotated[str, typer.Option(help="This device's own name, told to the depot.")] = "",
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM file of authorities to trust: TLS.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the depot's token.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow no TLS.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Test a model again that failed too often.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Get the class's model, check it, test it, put it in use."""
+    from ..protos.depot import read_token
+    from . import reports
+    from .link import Address
+    from .pull import PullRequest
+    from .pull import pull as pull_model
+    from .store import DeviceStore, as_kind
+
+    token = read_token(token_file) if token_file else None
+    result = pull_model(
+        Address(server, ca, token, insecure),
+        DeviceStore(store.expanduser(), device_class),
+        PullRequest(as_kind(kind), channel, device, force),
+    )
+    _show(reports.of_pull(result), as_json)
+
+
+@app.command()
+def run(
+    device_class: DeviceClass,
+    inputs: Annotated[
+        Path, typer.Option("--input", metavar="FILE.npy", help="Raw inputs, the batch first.")
+    ],
+    store: Store = DEFAULT_STORE,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="Class indices, for the accuracy.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the model in use on a batch: accuracy or predictions, and latency."""
+    from . import reports
+    from .device_model import measure, read_inputs, read_labels
+    from .store import DeviceStore
+
+    model = DeviceStore(store.expanduser(), device_class).require_current()
+    x = read_inputs(inputs, model.manifest)
+    y = read_labels(labels, len(x), len(model.manifest.classes)) if labels else None
+    _show(reports.of_run(model, measure(model, x, y)), as_json)
+
+
+@app.command()
+def status(
+    store: Store = DEFAULT_STORE,
+    device_class: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One class; else all in the store.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the models in the store: in use, previous, refused."""
+    from . import reports
+    from .store import open_stores
+
+    found = [reports.of_store(one) for one in open_stores(store.expanduser(), device_class)]
+    _show({"store": str(store), "models": found}, as_json)
+
+
+@app.command()
+def rollback(
+    device_class: DeviceClass, store: Store = DEFAULT_STORE, as_json: Json = False
+) -> None:
+    """Return to the model that was in use before."""
+    from . import reports
+    from .store import DeviceStore
+
+    models = DeviceStore(store.expanduser(), device_class)
+    with models.lock():
+        _show(reports.of_model(models.rollback()), as_json)
+
+
+Data = Annotated[
+    str, typer.Option("--data", metavar="MODULE:FUNCTION", help="The function that loads data.")
+]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder given to the data function.")]
+ClientIndex = Annotated[int, typer.Option(help="This device's place among the clients, from 0.")]
+Clients = Annotated[int, typer.Option(help="How many clients share the data set.")]
+DataArg = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="More for the data function.")
+]
+
+
+@app.command()
+def join(  # noqa: PLR0913 - one parameter an option
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's devices address.")],
+    data: Data,
+    device_class: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The class this device belongs to.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What the device declares of itself (TOML).")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its own name; else the host's.")] = None,
+    data_root: DataRoot = None,
+    client: ClientIndex = 0,
+    clients: Clients = 1,
+    data_arg: DataArg = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for training.")] = 1,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM file of authorities to trust: TLS.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow no TLS.")] = False,
+) -> None:
+    """Take part in training with this device's own data, until Ctrl-C."""
+    from .enrol import Reach, describe, source, take_part
+
+    where = source(data, data_root, client, clients, data_arg or [])
+    device = describe(name, device_class, profile, where, threads)
+
+    def joined(_node: int) -> None:
+        typer.echo(f"{device.name} joined {server}")
+        sys.stdout.flush()
+
+    raise typer.Exit(take_part(device, Reach(server, ca, insecure), joined))
+
+
+@app.command()
+def data(
+    data: Data,
+    data_root: DataRoot = None,
+    client: ClientIndex = 0,
+    clients: Clients = 1,
+    data_arg: DataArg = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the examples as .npy files.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a data function: what it gives for one client; or write that to files."""
+    from .enrol import source, summary, write_parts
+
+    where = source(data, data_root, client, clients, data_arg or [])
+    _show(write_parts(where, write) if write else summary(where), as_json)
+
+
+@app.command()
+def profile(
+    space: Annotated[str, typer.Option(help="Preset whose subnets are timed.")] = "digits",
+    as_json: Json = False,
+) -> None:
+    """Measure this device; the lines can be kept as a profile file (TOML)."""
+    from .profile import measured
+
+    found = measured(space)
+    if as_json:
+        _show(found, as_json)
+        return
+    for name, value in found.items():
+        typer.echo(f"{name} = {value}")
+
+
+def _show(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    for name, value in report.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {part}" for key, part in value.items())
+        if value not in (None, "") and name != "models":
+            typer.echo(f"{name.replace('_', ' ')}: {value}")
+    for model in report.get("models", []):
+        typer.echo("")
+        _show(model, as_json)
+
+
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    raise SystemExit(143)
+
+
+def main() -> None:
+    """Entry point: prints our errors in a line and ends with their exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except FedofaError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Built-in data functions: scikit-learn's digits, and files in the IDX format of MNIST."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..protos.manifest import Normalization
+from ..supernet.errors import UsageError
+from .data import ClientData, Examples
+from .partition import dirichlet, held_out
+
+TEST_FRACTION = 0.25
+VALIDATION_FRACTION = 0.2
+DIGITS = tuple(str(digit) for digit in range(10))
+# Grey levels run from 0 to 16; fixed numbers, so that no device's data decide them.
+DIGITS_SCALE = Normalization(mean=(8.0,), std=(8.0,))
+GREY_SCALE = Normalization(mean=(127.5,), std=(127.5,))
+
+
+def digits(
+    root: str | None = None, *, client: int, clients: int, alpha: float = 0.5, seed: int = 0
+) -> ClientData:
+    """One client's part of scikit-learn's 8×8 digits (1,797 images, 10 classes).
+
+    A quarter of the images, the same for every client, is held out and never given to any.
+    """
+    everything = _digits()
+    known, _ = held_out(len(everything), TEST_FRACTION, seed)
+    mine = dirichlet(everything.y[known], clients, alpha, seed)[client]
+    return _client(everything.take(known[mine]), DIGITS, DIGITS_SCALE, seed + client)
+
+
+def digits_test(root: str | None = None, *, seed: int = 0) -> Examples:
+    """The held-out quarter of the digits that no client of the same seed is given."""
+    everything = _digits()
+    return everything.take(held_out(len(everything), TEST_FRACTION, seed)[1])
+
+
+def mnist(
+    root: str | None, *, client: int, clients: int, alpha: float = 0.5, seed: int = 0
+) -> ClientData:
+    """One client's part of MNIST or Fashion-MNIST: 28×28 images from IDX files in a folder.
+
+    The folder holds train-images-idx3-ubyte and train-labels-idx1-ubyte, gzipped or not.
+    """
+    everything = _idx(_folder(root), "train")
+    mine = dirichlet(everything.y, clients, alpha, seed)[client]
+    return _client(everything.take(mine), DIGITS, GREY_SCALE, seed + client)
+
+
+def mnist_test(root: str | None) -> Examples:
+    """The 10,000 test images of the same folder (t10k files)."""
+    return _idx(_folder(root), "t10k")
+
+
+def _client(
+    mine: Examples, classes: tuple[str, ...], scale: Normalization, seed: int
+) -> ClientData:
+    train, validation = held_out(len(mine), VALIDATION_FRACTION, seed)
+    return ClientData(mine.take(train), mine.take(validation), classes, scale)
+
+
+def _digits() -> Examples:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    return Examples(x.astype(np.float32).reshape(-1, 1, 8, 8), y.astype(np.int64))
+
+
+def _folder(root: str | None) -> Path:
+    if root is None:
+        raise UsageError("this data set is read from a folder: give it with --data-root")
+    return Path(root)
+
+
+def _idx(folder: Path, part: str) -> Examples:
+    images = _idx_array(folder, f"{part}-images-idx3-ubyte", dimensions=3)
+    labels = _idx_array(folder, f"{part}-labels-idx1-ubyte", dimensions=1)
+    return Examples(images[:, None].astype(np.float32), labels.astype(np.int64))
+
+
+def _idx_array(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
+    for path in (folder / f"{name}.gz", folder / name):
+        if path.is_file():
+            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            header = np.frombuffer(data, ">u4", count=1 + dimensions)
+            if header[0] != 0x0800 + dimensions:
+                raise UsageError(f"{path}: not an IDX file of {dimensions}-dimensional bytes")
+            return np.frombuffer(data, np.uint8, offset=header.nbytes).reshape(header[1:])
+    raise UsageError(f"{folder}: no {name} or {name}.gz there")

@@ -1,0 +1,63 @@
+"""What the device's commands say, as JSON-ready dictionaries."""
+
+from typing import TYPE_CHECKING, Any
+
+from .store import DeviceStore, Installed
+
+if TYPE_CHECKING:  # `status` loads neither a runtime nor grpc
+    from .device_model import Measured
+    from .pull import PullResult
+
+
+def of_model(model: Installed) -> dict[str, Any]:
+    """One installed model."""
+    manifest = model.manifest
+    return {
+        "model": manifest.model,
+        "version": manifest.version,
+        "device_class": manifest.device_class,
+        "kind": model.kind,
+        "path": str(model.model_path),
+        "size_bytes": manifest.file(model.kind).size_bytes,
+        "manifest_sha256": model.manifest_sha256,
+    }
+
+
+def of_pull(result: "PullResult") -> dict[str, Any]:
+    """What a pull did."""
+    return {
+        **of_model(result.model),
+        "activated": result.activated,
+        "downloaded_bytes": result.downloaded_bytes,
+        "resumed_bytes": result.resumed_bytes,
+    }
+
+
+def of_run(model: Installed, measured: "Measured") -> dict[str, Any]:
+    """What a batch gave; predictions only where there were no labels to compare them with."""
+    latency = measured.latency
+    classes = model.manifest.classes
+    return {
+        **of_model(model),
+        "examples": len(measured.predictions),
+        "accuracy": measured.accuracy,
+        "predictions": (
+            [classes[index] for index in measured.predictions]
+            if measured.accuracy is None
+            else None
+        ),
+        "latency_ms": {"median": latency.median_ms, "p95": latency.p95_ms, "runs": latency.runs},
+        "runtime": measured.runtime,
+        "threads": 1,
+    }
+
+
+def of_store(store: DeviceStore) -> dict[str, Any]:
+    """What lies in a device's store for one class."""
+    state, current = store.state(), store.current()
+    return {
+        "device_class": store.device_class,
+        "current": of_model(current) if current else None,
+        "previous": state.previous.version if state.previous else None,
+        "failed": {key: strikes.model_dump() for key, strikes in state.strikes.items()},
+    }

@@ -1,0 +1,209 @@
+"""What a device does for each kind of message, Flower-free: body and values in, the same out."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..protos.device import Device
+from ..protos.flower import Values
+from ..protos.inference import observe_ranges, open_model
+from ..protos.manifest import FileEntry
+from ..protos.messages import (
+    DeviceProfile,
+    EvaluateReply,
+    EvaluateRequest,
+    MessageError,
+    MomentsReply,
+    MomentsRequest,
+    ProfileRequest,
+    RangesReply,
+    RangesRequest,
+    TrainReply,
+    TrainRequest,
+    Verdict,
+    VerifyItem,
+    VerifyReply,
+    VerifyRequest,
+    tensor_shapes,
+)
+from ..protos.subnets import set_statistics, unpack
+from ..supernet.axes import regions
+from ..supernet.batchnorm import collect
+from ..supernet.families.catalogue import space_from_dict
+from ..supernet.losses import accuracy_count
+from ..supernet.space import Arch, Space
+from ..supernet.subnet import static
+from ..supernet.weights import Flat, shapes_of, size_of, split
+from .data import ClientData, Floats
+from .device import class_name, declared
+from .device import data as data_of
+from .profile import profile
+from .training import LocalTask, resized, train
+
+
+def run_profile(device: Device, body: ProfileRequest, _values: Values | None) -> DeviceProfile:
+    """Measure the device."""
+    space = space_from_dict(body.space)
+    return profile(device.name, class_name(device), declared(device), data_of(device), space)
+
+
+def run_train(
+    device: Device, body: TrainRequest, values: Values | None
+) -> tuple[TrainReply, Values]:
+    """Train the assigned subnet; the reply's array holds its new values."""
+    begin = time.perf_counter()
+    space = space_from_dict(body.space)
+    arch = space.arch(body.arch)
+    shapes = shapes_of(regions(space, arch))
+    if body.tensors != tensor_shapes(shapes):
+        raise MessageError("the manifest does not list the tensors of the assigned subnet")
+    flat = _floats(values).copy()
+    tensors = split(flat, shapes)
+    data = data_of(device)
+    task = LocalTask(space, arch, body.recipe, body.lr, (body.seed, body.round, device.name))
+    x = data.normalized(data.train.x)
+    done = train(task, tensors, x, data.train.y)
+    reply = TrainReply(
+        run=body.run,
+        round=body.round,
+        device=device.name,
+        arch=dict(arch),
+        examples=len(data.train),
+        steps=done.steps,
+        loss=done.loss,
+        train_macs=done.train_macs,
+        seconds=time.perf_counter() - begin,
+        tensors=tensor_shapes(shapes),
+    )
+    return reply, flat
+
+
+def run_moments(
+    device: Device, body: MomentsRequest, values: Values | None
+) -> tuple[MomentsReply, Values]:
+    """Batch-norm moments of each subnet over the device's training examples."""
+    space = space_from_dict(body.space)
+    data = data_of(device)
+    x = data.normalized(data.train.x[: body.max_examples])
+    counts, parts = [], []
+    for arch, module in unpack(space, body.groups, _floats(values), with_statistics=False):
+        moments = collect(module, _batches(space, arch, x, body.batch_size, least=2))
+        counts.append({name: layer.count for name, layer in moments.items()})
+        parts += [part for layer in moments.values() for part in (layer.total, layer.squares)]
+    return MomentsReply(device=device.name, counts=tuple(counts)), np.concatenate(parts)
+
+
+def run_evaluate(device: Device, body: EvaluateRequest, values: Values | None) -> EvaluateReply:
+    """Right answers of each subnet on the device's validation examples."""
+    space = space_from_dict(body.space)
+    data = data_of(device)
+    correct = tuple(
+        _correct(space, arch, module.eval(), data, body.batch_size)
+        for arch, module in unpack(space, body.groups, _floats(values), with_statistics=True)
+    )
+    return EvaluateReply(device=device.name, examples=len(data.validation), correct=correct)
+
+
+def run_ranges(device: Device, body: RangesRequest, values: Values | None) -> RangesReply:
+    """Activation ranges of exported float files over the device's training examples."""
+    blob, at, found = _bytes(values), 0, []
+    data = data_of(device)
+    x = data.normalized(data.train.x[: body.max_examples])
+    for kind, shape, size in body.files:
+        if at + size > len(blob):
+            raise MessageError(f"file {kind}: {size} bytes announced, {len(blob) - at} came")
+        inputs = resized(torch.from_numpy(x), tuple(shape)).contiguous().numpy()
+        found.append(observe_ranges(blob[at : at + size], kind, inputs))
+        at += size
+    return RangesReply(device=device.name, examples=len(x), ranges=tuple(found))
+
+
+def run_verify(device: Device, body: VerifyRequest, values: Values | None) -> VerifyReply:
+    """How exported files do on the device's validation examples, beside the subnet in PyTorch."""
+    space = space_from_dict(body.space)
+    data = data_of(device)
+    blob, at, verdicts = _bytes(values), 0, []
+    for item in body.items:
+        size = 4 * item.values + sum(entry.size_bytes for entry in item.files)
+        if at + size > len(blob):
+            raise MessageError(f"{size} bytes announced, {len(blob) - at} came")
+        verdicts.append(_verdict(space, item, blob[at : at + size], data))
+        at += size
+    return VerifyReply(
+        device=device.name, examples=len(data.validation), verdicts=tuple(verdicts)
+    )
+
+
+def _verdict(space: Space, item: VerifyItem, blob: bytes, data: ClientData) -> Verdict:
+    arch = space.arch(item.arch)
+    flat = np.frombuffer(blob[: 4 * item.values], dtype=np.float32).copy()
+    shapes = shapes_of(regions(space, arch))
+    module = static(space, arch, split(flat[: size_of(shapes)], shapes)).eval()
+    set_statistics(module, flat, size_of(shapes))
+    x = torch.from_numpy(data.normalized(data.validation.x))
+    inputs = resized(x, space.input_shape(arch))
+    with torch.no_grad():
+        reference = module(inputs).numpy()
+    outputs, at = [], 4 * item.values
+    for entry in item.files:
+        content = blob[at : at + entry.size_bytes]
+        outputs.append(_run_file(content, entry, inputs.contiguous().numpy()))
+        at += entry.size_bytes
+    labels = data.validation.y
+    return Verdict(
+        reference_correct=_hits(reference, labels),
+        correct=tuple(_hits(output, labels) for output in outputs),
+        agree=tuple(_hits(output, reference.argmax(1)) for output in outputs),
+        max_difference=tuple(float(np.abs(o - reference).max()) for o in outputs),
+    )
+
+
+def _run_file(content: bytes, entry: FileEntry, inputs: Floats) -> Floats:
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise MessageError(f"file {entry.name}: its bytes are not those of the manifest")
+    with tempfile.TemporaryDirectory(prefix="fedofa-verify-") as folder:
+        path = Path(folder) / entry.name
+        path.write_bytes(content)
+        return open_model(path, entry).run(inputs)
+
+
+def _hits(outputs: Floats, labels: NDArray[np.int64]) -> int:
+    return int((outputs.argmax(axis=1) == labels).sum())
+
+
+def _correct(space: Space, arch: Arch, module: nn.Module, data: ClientData, batch_size: int) -> int:
+    labels = torch.from_numpy(data.validation.y)
+    x = data.normalized(data.validation.x)
+    right = 0
+    with torch.no_grad():
+        for place, batch in enumerate(_batches(space, arch, x, batch_size, least=1)):
+            begin = place * batch_size
+            right += accuracy_count(module(batch), labels[begin : begin + len(batch)])
+    return right
+
+
+def _batches(space: Space, arch: Arch, x: Floats, size: int, *, least: int) -> Iterator[Tensor]:
+    """Batches in order at the subnet's resolution; a last one below `least` is left out."""
+    for begin in range(0, len(x), size):
+        batch = torch.from_numpy(x[begin : begin + size])
+        if len(batch) >= least:
+            yield resized(batch, space.input_shape(arch))
+
+
+def _floats(values: Values | None) -> Flat:
+    if values is None or values.dtype != np.float32:
+        raise MessageError("a float32 array of weights is expected")
+    return values  # type: ignore[return-value]
+
+
+def _bytes(values: Values | None) -> bytes:
+    if values is None or values.dtype != np.uint8:
+        raise MessageError("a uint8 array of files is expected")
+    return values.tobytes()
