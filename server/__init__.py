@@ -1,0 +1,1 @@
+"""The operator: assignment, aggregation, Flower strategy, registry, depot, command line."""

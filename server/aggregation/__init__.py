@@ -1,0 +1,1 @@
+"""Aggregation rules: each a fold over updates of unequal regions."""

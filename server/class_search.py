@@ -1,0 +1,150 @@
+"""The best subnet for each device class: measured on the devices, searched, measured again.
+
+A few subnets that fit each class are measured; a predictor learned from them guides an evolution
+within the class's budget; its finalists are measured in the same way as the largest subnet that
+fits and random ones that fit, and the best measured one is chosen. Two exchanges with the fleet
+for the first measurement, two for the second, however many subnets the evolution looks at.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from ..protos.subnets import Statistics
+from ..specialize.predictor import Sample, fit
+from ..specialize.search import Evolution, evolve, largest_that_fits, random_that_fits
+from ..supernet.cost import Budget, cost
+from ..supernet.randomness import stream
+from ..supernet.space import Arch, Space
+from .config import RunConfig
+from .evaluation import FederatedEvaluator, Measured, Target
+
+Fits = Callable[[Arch], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A subnet that was measured for a class. `origin`: searched, largest or random."""
+
+    arch: Arch
+    origin: str
+    macs: int
+    measured: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a class gets, what stood beside it, and how much the search looked at."""
+
+    device_class: str
+    budget: Budget
+    best: Candidate
+    statistics: Statistics
+    candidates: tuple[Candidate, ...]
+    predictions: int
+
+    @property
+    def margin(self) -> tuple[float, float] | None:
+        """Accuracy of the best over the mean of the random ones, and its standard error.
+
+        None where nothing else fits the budget.
+        """
+        others = [c.measured for c in self.candidates if c.origin == "random"]
+        if not others:
+            return None
+        mean = sum(m.accuracy for m in others) / len(others)
+        spread = sum(m.error**2 for m in others) / len(others) ** 2
+        return self.best.measured.accuracy - mean, (self.best.measured.error**2 + spread) ** 0.5
+
+
+def search_classes(
+    config: RunConfig,
+    space: Space,
+    evaluator: FederatedEvaluator,
+    fits: Mapping[str, Fits],
+    tell: Callable[[str], None],
+) -> dict[str, Choice]:
+    """Class → choice, for each class in `fits`, which says what its budget allows."""
+    samples = {name: _samples(config, space, name, allowed) for name, allowed in fits.items()}
+    tell("measuring sampled subnets")
+    measured, _ = _measure(config, evaluator, samples)
+    known = [
+        Sample(arch, name, measured[name, arch].accuracy)
+        for name, archs in samples.items()
+        for arch in archs
+    ]
+    predictor = fit(space, known)
+    tell("searching")
+    finalists: dict[str, dict[Arch, str]] = {}
+    looked: dict[str, int] = {}
+    for name, allowed in fits.items():
+        finalists[name], looked[name] = _finalists(config, space, name, allowed, predictor)
+    tell("measuring finalists")
+    again, statistics = _measure(config, evaluator, finalists)
+    found = {}
+    for name, origins in finalists.items():
+        candidates = tuple(
+            Candidate(arch, origin, cost(space, arch).macs, again[name, arch])
+            for arch, origin in origins.items()
+        )
+        # Between equal measurements, fewer multiply-accumulates.
+        best = max(candidates, key=lambda c: (c.measured.accuracy, -c.macs))
+        found[name] = Choice(
+            name, _budget(config, name), best, statistics[name, best.arch], candidates, looked[name]
+        )
+    return found
+
+
+def _budget(config: RunConfig, name: str) -> Budget:
+    return config.classes[name].budget()
+
+
+def _samples(config: RunConfig, space: Space, name: str, fits: Fits) -> list[Arch]:
+    """Half anywhere within the budget, half at its edge, where the best usually are."""
+    rng = stream(config.seed, "samples", name)
+    each = max(4, config.search.samples // len(config.classes))
+    drawn: dict[Arch, None] = {}
+    for place in range(4 * each):
+        if len(drawn) == each:
+            break
+        arch = random_that_fits(space, fits, rng)
+        drawn[space.grow_while(arch, fits, rng) if place % 2 else arch] = None
+    return list(drawn)
+
+
+def _finalists(
+    config: RunConfig, space: Space, name: str, fits: Fits, predictor: Callable[[Arch], float]
+) -> tuple[dict[Arch, str], int]:
+    search = config.search
+    settings = Evolution(search.population, search.generations, search.mutation)
+    largest = largest_that_fits(space, fits, lambda arch: cost(space, arch).macs)
+    rng = stream(config.seed, "search", name)
+    found = evolve(space, predictor, fits, settings, rng, (largest,))
+    origins = {arch: "searched" for arch, _ in found.ranked[: search.finalists]}
+    origins.setdefault(largest, "largest")
+    rng = stream(config.seed, "random", name)
+    for arch in _others(space, fits, rng, origins, search.random_baseline):
+        origins[arch] = "random"
+    return origins, found.evaluations
+
+
+def _others(
+    space: Space, fits: Fits, rng: random.Random, taken: Mapping[Arch, str], count: int
+) -> list[Arch]:
+    drawn = [random_that_fits(space, fits, rng) for _ in range(8 * count)]
+    fresh = [arch for arch in dict.fromkeys(drawn) if arch not in taken]
+    # A budget so tight that hardly anything fits: then repeat what there is.
+    return fresh[:count]
+
+
+def _measure(
+    config: RunConfig,
+    evaluator: FederatedEvaluator,
+    archs: Mapping[str, Iterable[Arch]],
+) -> tuple[dict[tuple[str, Arch], Measured], dict[tuple[str, Arch], Statistics]]:
+    """(class, subnet) → accuracy and norm statistics, each class's on the same devices."""
+    keys = [(name, arch) for name, mine in archs.items() for arch in mine]
+    targets = [Target(arch, _budget(config, name)) for name, arch in keys]
+    statistics = evaluator.statistics(targets)
+    measured = evaluator.accuracy(targets, statistics)
+    return dict(zip(keys, measured, strict=True)), dict(zip(keys, statistics, strict=True))

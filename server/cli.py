@@ -1,0 +1,217 @@
+"""The operator's command line: each command parses, calls one function, prints."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..supernet.errors import FedofaError
+
+app = typer.Typer(
+    name="fedofa",
+    help="Train one supernet on unequal devices; give each device its own model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Option(help="The run's configuration (TOML).")]
+State = Annotated[Path, typer.Option(help="Folder of the server's state, runs and registry.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON.")]
+Seed = Annotated[int | None, typer.Option(help="Replace the configuration's seed.")]
+
+DEFAULT_CONFIG, DEFAULT_STATE = Path("fedofa.toml"), Path(".fedofa")
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = DEFAULT_CONFIG,
+) -> None:
+    """Write a commented configuration to start from."""
+    from .starter import write_starter
+
+    write_starter(path)
+    typer.echo(f"wrote {path}")
+
+
+@app.command()
+def serve(
+    state: State = DEFAULT_STATE,
+    registry: Annotated[Path | None, typer.Option(help="Default: STATE/registry.")] = None,
+    host: Annotated[str, typer.Option(help="Where devices reach Flower.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free port.")] = 9092,
+    depot_host: Annotated[str, typer.Option(help="Where devices pull models.")] = "127.0.0.1",
+    depot_port: Annotated[int, typer.Option(help="0: any free port.")] = 9093,
+    tls_cert: Annotated[Path | None, typer.Option(help="Server certificate (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="The depot's token.")] = None,
+    insecure: Annotated[bool, typer.Option(help="Allow other addresses without TLS.")] = False,
+) -> None:
+    """Run the server: Flower for training, the depot for models. Ends with Ctrl-C."""
+    from .operate import REGISTRY
+    from .serve import Addresses, ServeOptions
+    from .serve import serve as run_server
+
+    def ready(addresses: Addresses) -> None:
+        typer.echo(f"devices join at  {addresses.devices}")
+        typer.echo(f"models pulled at {addresses.depot}")
+        typer.echo("ready; Ctrl-C ends it")
+
+    options = ServeOptions(
+        state=state,
+        registry=registry or state / REGISTRY,
+        host=host,
+        port=port,
+        depot_host=depot_host,
+        depot_port=depot_port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        token_file=token_file,
+        insecure=insecure,
+        on_ready=ready,
+    )
+    raise typer.Exit(run_server(options))
+
+
+@app.command()
+def run(
+    config: Config = DEFAULT_CONFIG,
+    state: State = DEFAULT_STATE,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Train the supernet on the devices that have joined the server."""
+    from .operate import follow_job, train_job
+
+    job = train_job(state, _config(config, seed), resume=resume)
+    _print(_shown(lambda show: follow_job(state, job, show), as_json), as_json)
+
+
+@app.command()
+def specialize(
+    config: Config = DEFAULT_CONFIG, state: State = DEFAULT_STATE, as_json: Json = False
+) -> None:
+    """Search, export, verify and publish the best model for each device class."""
+    from .operate import follow_job, results, specialize_job
+
+    job = specialize_job(state, _config(config, None))
+    _shown(lambda show: follow_job(state, job, show), as_json)
+    _print(results(job), as_json)
+
+
+@app.command()
+def simulate(
+    config: Config = DEFAULT_CONFIG,
+    state: State = DEFAULT_STATE,
+    backend: Annotated[str, typer.Option(help="local (this process) or ray.")] = "local",
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    seed: Seed = None,
+    then_specialize: Annotated[
+        bool, typer.Option("--specialize", help="Specialize too, after training.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train without a network: the same strategy and client code, simulated devices."""
+    from .operate import results, simulate_job, specialize_job, train_job
+
+    loaded = _config(config, seed)
+    job = train_job(state, loaded, resume=resume)
+    found = _shown(lambda show: simulate_job(job, backend, show), as_json)
+    if then_specialize:
+        second = specialize_job(state, loaded)
+        _shown(lambda show: simulate_job(second, backend, show), as_json)
+        _print(results(second), as_json)
+    else:
+        _print(found, as_json)
+
+
+@app.command()
+def models(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+    """List what is published."""
+    from .operate import REGISTRY
+    from .registry import Registry
+
+    rows = [
+        {
+            "model": listed.model,
+            "version": listed.version,
+            "device_class": listed.device_class,
+            "channels": list(listed.channels),
+            "manifest_sha256": listed.manifest_sha256,
+        }
+        for listed in Registry(state / REGISTRY).models()
+    ]
+    _print(rows, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(help="Split, initial weights, all draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """The whole way on one machine, with real processes: train, specialize, pull, measure."""
+    from .demo import run_demo
+
+    report = run_demo(out, seed, quiet=as_json)
+    if as_json:
+        _print(report, as_json)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="static, views, merge, or all.")] = "all",
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: static subnets, views, merging."""
+    from importlib import import_module
+
+    # By name: benchmarks stand beside the layers, nothing may depend on them.
+    import_module("fedofa.benchmarks.run").main(name, as_json)
+
+
+def _config(path: Path, seed: int | None) -> Any:  # noqa: ANN401
+    from .config import read_config
+
+    found = read_config(path)
+    return found if seed is None else found.model_copy(update={"seed": seed})
+
+
+def _shown(work: Callable[[Callable[[Any], None]], Any], quiet: bool) -> Any:  # noqa: ANN401
+    """Do the work with its events shown as they come, or silently."""
+    if quiet:
+        return work(lambda _event: None)
+    from rich.console import Console
+
+    from .progress import View
+
+    with View(Console(stderr=True)) as view:
+        return work(view)
+
+
+def _print(value: Any, as_json: bool) -> None:  # noqa: ANN401
+    if as_json:
+        typer.echo(json.dumps(value, indent=1))
+        return
+    from .tables import show
+
+    show(value)
+
+
+def main() -> None:
+    """Console entry: an error is one or two lines on standard error, and its exit code."""
+    try:
+        app()
+    except FedofaError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

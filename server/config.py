@@ -1,0 +1,181 @@
+"""The run's configuration: one frozen model, read from a TOML file, unknown keys refused."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..protos.messages import Recipe
+from ..supernet.cost import Budget
+from ..supernet.errors import UsageError
+from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
+from ..supernet.space import Space
+from .optimizer import ServerOptimizerConfig
+
+
+# It becomes part of file names and of devices' profiles.
+ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RoundConfig(_Section):
+    """Rounds of training: how many, how long each may take, how many replies make one."""
+
+    rounds: int = Field(12, ge=1)
+    deadline_s: float = Field(120.0, gt=0)
+    min_replies: int = Field(1, ge=1)
+    min_clients: int = Field(1, ge=1)
+    join_timeout_s: float = Field(120.0, gt=0)
+    candidates: int = Field(4, ge=1)
+    max_update_ratio: float = Field(20.0, gt=0)
+    max_weight_share: float = Field(20.0, gt=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class ClassConfig(_Section):
+    """One device class: upper bounds on its subnet; what is left out is not bounded."""
+
+    macs: int | None = Field(None, gt=0)
+    params: int | None = Field(None, gt=0)
+    train_memory_bytes: int | None = Field(None, gt=0)
+    peak_activation_bytes: int | None = Field(None, gt=0)
+    file_bytes: int | None = Field(None, gt=0)
+
+    def budget(self) -> Budget:
+        """The bounds as a budget."""
+        return Budget(**self.model_dump())
+
+
+class SearchConfig(_Section):
+    """Search: subnets measured on devices to fit a predictor, then evolution on its word.
+
+    `finalists` of evolution, the largest that fits and `random_baseline` random ones that fit are
+    then measured on the devices in the same way, per class.
+    """
+
+    samples: int = Field(24, ge=8)
+    population: int = Field(64, ge=4)
+    generations: int = Field(20, ge=1)
+    mutation: float = Field(0.15, gt=0, le=1)
+    finalists: int = Field(3, ge=1)
+    random_baseline: int = Field(3, ge=1)
+    batch_size: int = Field(64, ge=2)
+
+
+class ExportConfig(_Section):
+    """Export: which formats, and what an exported file may lose."""
+
+    formats: tuple[Literal["tflite", "onnx"], ...] = ("tflite", "onnx")
+    calibration_examples: int = Field(256, ge=2)
+    max_accuracy_drop: float = Field(0.05, ge=0, le=1)
+    max_float_difference: float = Field(1e-3, gt=0)
+
+
+class SimulationConfig(_Section):
+    """The clients of `fedofa simulate`: how many of each class, and where their data come from."""
+
+    data: str = "fedofa.client.datasets:digits"
+    data_root: str | None = None
+    arguments: dict[str, str | int | float] = Field(default_factory=dict)
+    clients: dict[str, int] = Field(default_factory=dict)
+
+
+class RunConfig(_Section):
+    """Everything that decides a run. The same configuration and clients give the same supernet."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: int = 0
+    space: dict[str, Any] = Field(default_factory=lambda: {"preset": "digits"})
+    round: RoundConfig = RoundConfig()
+    recipe: Recipe = Recipe()
+    server: ServerOptimizerConfig = ServerOptimizerConfig()
+    classes: dict[ClassName, ClassConfig]
+    search: SearchConfig = SearchConfig()
+    export: ExportConfig = ExportConfig()
+    simulation: SimulationConfig = SimulationConfig()
+
+    @field_validator("classes")
+    @classmethod
+    def _some_class(cls, classes: dict[str, ClassConfig]) -> dict[str, ClassConfig]:
+        if not classes:
+            raise ValueError("at least one device class is needed, for instance [classes.phone]")
+        return classes
+
+    def build_space(self) -> Space:
+        """The search space: a preset with fields replaced, or a family with all its fields."""
+        fields = dict(self.space)
+        if "preset" not in fields:
+            return space_from_dict(fields)
+        base = preset(fields.pop("preset")).to_dict()
+        for key in fields:
+            if key not in base:
+                raise UsageError(_suggest("space", key, base))
+        return space_from_dict({**base, **fields})
+
+    def check(self) -> None:
+        """UsageError when a class's budget fits no subnet at all."""
+        from .assignment import require_fit
+
+        space = self.build_space()
+        for name, bounds in self.classes.items():
+            require_fit(space, bounds.budget(), self.recipe.batch_size, f"classes.{name}")
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read and check a TOML file; UsageError names file, field, value and what is allowed."""
+    try:
+        fields = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"config {path} does not exist; `fedofa init` writes one") from None
+    except OSError as error:
+        raise UsageError(f"config {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"config {path}: {error}") from None
+    try:
+        return parse_config(fields)
+    except UsageError as error:
+        raise UsageError(f"config {path}: {error}") from None
+
+
+def parse_config(fields: Mapping[str, Any]) -> RunConfig:
+    """Check the fields; UsageError names the first wrong one."""
+    try:
+        config = RunConfig.model_validate(fields)
+    except ValidationError as error:
+        # A misspelt key explains a missing one.
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        first = errors[0]
+        where = [str(part) for part in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            raise UsageError(
+                _suggest(".".join(where[:-1]), where[-1], _allowed(where[:-1]))
+            ) from None
+        given = f" = {first['input']!r}" if not isinstance(first["input"], Mapping) else ""
+        raise UsageError(f"{'.'.join(where)}{given}: {first['msg']}") from None
+    config.check()
+    return config
+
+
+def _allowed(path: list[str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in path:
+        field = model.model_fields.get(part)
+        kind = field.annotation if field else ClassConfig
+        model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else ClassConfig
+    return list(model.model_fields)
+
+
+def _suggest(section: str, key: str, allowed: "Mapping[str, object] | list[str]") -> str:
+    near = difflib.get_close_matches(key, list(allowed), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    place = f"[{section}]" if section else "the top level"
+    return f"unknown key {key!r} in {place}{hint or '.'} Allowed: {', '.join(allowed)}"
+
+
+PRESET_NAMES = tuple(PRESETS)

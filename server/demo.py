@@ -1,0 +1,234 @@
+"""`fedofa demo`: the whole way on one machine with real processes and no shortcut.
+
+A server, six devices, one training run, one specialization, and for each class a separate process
+that pulls its model, verifies it and measures it on examples that no client saw.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from ..supernet.errors import RunError, UsageError
+from .config import RunConfig, parse_config
+from .demo_report import build_report, print_report, write_plot
+from .operate import follow_job, specialize_job, train_job
+from .progress import Event, View
+from .serve import ADDRESSES_FILE, Addresses, read_addresses
+
+DATA = "fedofa.client.datasets:digits"
+TEST_DATA = "fedofa.client.datasets:digits_test"
+FLEET = ("gateway", "gateway", "phone", "phone", "board", "micro")
+KINDS = ("tflite_int8", "onnx_int8", "onnx_fp32")
+MARKER = ".fedofa-demo"
+START_TIMEOUT_S, END_TIMEOUT_S, DEVICE_TIMEOUT_S = 60.0, 15.0, 120.0
+MEMORY_POLL_S = 0.5
+
+
+def demo_config(seed: int) -> RunConfig:
+    """The demo's run: four classes whose budgets differ 15 times."""
+    return parse_config(
+        {
+            "name": "digits",
+            "seed": seed,
+            "space": {"preset": "digits"},
+            "round": {
+                "rounds": 10,
+                "min_clients": len(FLEET),
+                "min_replies": 3,
+                "deadline_s": 300.0,
+            },
+            "recipe": {"lr": 0.3, "epochs": 3, "batch_size": 32, "clip_norm": 1.0},
+            "classes": {
+                "gateway": {"macs": 1_000_000},
+                "phone": {"macs": 300_000},
+                "board": {"macs": 130_000},
+                "micro": {"macs": 64_000, "params": 8_000},
+            },
+        }
+    )
+
+
+def run_demo(out: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
+    """Run it all; returns the report, which is also in OUT/report.json.
+
+    UsageError when OUT holds something else; RunError when a process fails, naming its log.
+    """
+    begin = time.monotonic()
+    config = demo_config(seed)
+    _clean(out)
+    stage = _Stage(out.resolve(), config)
+    show: Callable[[Event], None] = lambda _event: None
+    with contextlib.ExitStack() as stack:
+        if not quiet:
+            view = stack.enter_context(View(Console(stderr=True)))
+            show = view
+        memory = stack.enter_context(PeakMemory())
+        addresses = stack.enter_context(stage.server())
+        stack.enter_context(stage.devices(addresses))
+        follow_job(stage.state, train_job(stage.state, config, resume=False), show)
+        specialized = specialize_job(stage.state, config)
+        follow_job(stage.state, specialized, show)
+        stage.write_test_part()
+        measured = {name: stage.measure(name, addresses) for name in config.classes}
+    report = build_report(out, config, measured)
+    report["seconds"] = round(time.monotonic() - begin, 1)
+    report["peak_memory_mb"] = round(memory.peak_bytes / 2**20)
+    (out / "report.json").write_text(json.dumps(report, indent=1))
+    write_plot(out / "pareto.png", report)
+    if not quiet:
+        print_report(report, out)
+    return report
+
+
+def _clean(out: Path) -> None:
+    """An empty output folder: a former demo's is emptied, anything else is left alone."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).exists():
+            raise UsageError(f"{out} is not empty and holds no demo; give another folder (--out)")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """The demo's folders and processes."""
+
+    out: Path
+    config: RunConfig
+
+    @property
+    def state(self) -> Path:
+        return self.out / "state"
+
+    @contextlib.contextmanager
+    def server(self) -> Iterator[Addresses]:
+        """`fedofa serve` as a process, until the end of the block."""
+        command = ["fedofa.server.cli", "serve", "--state", str(self.state)]
+        with self._process("serve", [*command, "--port", "0", "--depot-port", "0"]) as process:
+            end = time.monotonic() + START_TIMEOUT_S
+            while not (self.state / ADDRESSES_FILE).exists():
+                if process.poll() is not None or time.monotonic() > end:
+                    raise RunError(f"the server did not start: {_tail(self._log('serve'))}")
+                time.sleep(0.05)
+            yield read_addresses(self.state)
+
+    @contextlib.contextmanager
+    def devices(self, addresses: Addresses) -> Iterator[None]:
+        """One `fedofa-device join` process per client, each reading only its own part."""
+        with contextlib.ExitStack() as stack:
+            for place, owner in enumerate(FLEET):
+                name = f"{owner}-{place}"
+                command = ["fedofa.client.cli", "join", "--server", addresses.devices]
+                command += ["--device-class", owner, "--name", name, "--data", DATA]
+                command += ["--client", str(place), "--clients", str(len(FLEET))]
+                command += ["--data-arg", f"seed={self.config.seed}"]
+                stack.enter_context(self._process(name, command))
+            yield
+
+    def write_test_part(self) -> None:
+        """The held-out examples as files, for the devices that measure their models."""
+        self._device("data", "--data", TEST_DATA, "--data-arg", f"seed={self.config.seed}",
+                     "--write", str(self.out / "test"))  # fmt: skip
+
+    def measure(self, device_class: str, addresses: Addresses) -> dict[str, Any]:
+        """Pull a class's model and run each kind of file on the test part, in new processes."""
+        found = {}
+        for kind in KINDS:
+            place = ("--store", str(self.out / "devices" / kind), "--device-class", device_class)
+            self._device("pull", "--server", addresses.depot, "--kind", kind, *place, "--json")
+            test = self.out / "test"
+            data = ("--input", str(test / "x.npy"), "--labels", str(test / "y.npy"))
+            found[kind] = json.loads(self._device("run", *place, *data, "--json"))
+        return found
+
+    def _device(self, *arguments: str) -> str:
+        command = [sys.executable, "-P", "-m", "fedofa.client.cli", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=DEVICE_TIMEOUT_S, check=False
+        )
+        if done.returncode != 0:
+            raise RunError(f"fedofa-device {arguments[0]} failed: {done.stderr.strip()[-500:]}")
+        return done.stdout
+
+    @contextlib.contextmanager
+    def _process(self, name: str, module: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
+        log = self._log(name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", *module],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            end(process)
+
+    def _log(self, name: str) -> Path:
+        return self.out / "logs" / f"{name}.log"
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Ask a process to end; after a while make it, with everything it started."""
+    family = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+class PeakMemory:
+    """The largest memory of this process and all its descendants together, sampled.
+
+    Proportional set size where the system gives it: pages that processes share count once.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(MEMORY_POLL_S):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            self.peak_bytes = max(self.peak_bytes, total)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace").strip()[-500:]

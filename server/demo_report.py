@@ -1,0 +1,136 @@
+"""The demo's report: one record, a table, a Pareto plot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .config import RunConfig
+from .events import read_events
+from .jobs import EVENTS
+from .operate import run_folder
+from .specialization import RESULTS
+from .tables import table
+
+
+def build_report(out: Path, config: RunConfig, measured: dict[str, Any]) -> dict[str, Any]:
+    """Everything the run came to; `measured` is what each class's device process printed."""
+    folder = run_folder(out / "state", config)
+    events = [event for event, _ in read_events(folder / EVENTS)]
+    results = json.loads((folder / RESULTS).read_text())
+    rounds = [event for event in events if event["event"] == "round"]
+    return {
+        "dataset": "scikit-learn digits",
+        "seed": config.seed,
+        "rounds": len(rounds),
+        "clients": [
+            {
+                "device": event["device"],
+                "class": event["device_class"],
+                "examples": event["examples"],
+                "budget": event["budget"],
+            }
+            for event in events
+            if event["event"] == "device_joined"
+        ],
+        "devices": [_device(row, measured[row["class"]]) for row in results],
+        "training": rounds,
+        "search": {
+            row["class"]: {key: row[key] for key in ("candidates", "over_random", "predictions")}
+            for row in results
+        },
+        "supernet_sha256": json.loads(Path(results[0]["manifest"]).read_text())["supernet_sha256"],
+    }
+
+
+def _device(row: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    accuracy = {kind: measured[kind]["accuracy"] for kind in ("tflite_int8", "onnx_int8")}
+    return {
+        "class": row["class"],
+        "arch": row["arch"],
+        "origin": row["origin"],
+        "macs": row["cost"]["macs"],
+        "params": row["cost"]["params"],
+        "budget": row["budget"],
+        "accuracy": {"fp32": measured["onnx_fp32"]["accuracy"], **accuracy},
+        "validation_accuracy": row["validation"],
+        "latency_ms": {kind: found["latency"] for kind, found in measured.items()},
+        "size_bytes": row["size_bytes"],
+        "files": {
+            "tflite": row["files"]["tflite_int8"],
+            "onnx": row["files"]["onnx_int8"],
+            **row["files"],
+        },
+        "manifest": row["manifest"],
+    }
+
+
+def print_report(report: dict[str, Any], out: Path) -> None:
+    """The table, and where the rest is."""
+    rows = [
+        {
+            "device": device["class"],
+            "budget": f"{device['budget']['macs']:,}",
+            "MACs": device["macs"],
+            "params": device["params"],
+            "int8 bytes": device["size_bytes"]["tflite_int8"],
+            "fp32": f"{device['accuracy']['fp32']:.3f}",
+            "tflite int8": f"{device['accuracy']['tflite_int8']:.3f}",
+            "onnx int8": f"{device['accuracy']['onnx_int8']:.3f}",
+            "ms": f"{device['latency_ms']['tflite_int8']['median_ms']:.3f}",
+        }
+        for device in report["devices"]
+    ]
+    console = Console()
+    console.print(table(rows))
+    for device in report["devices"]:
+        console.print(
+            f"{device['class']}: {describe(device['arch'])}", highlight=False, markup=False
+        )
+    console.print(
+        f"{report['seconds']} s, {report['peak_memory_mb']} MB at most; "
+        f"report, plot, models and logs in {out}",
+        highlight=False,
+    )
+
+
+def describe(arch: dict[str, Any]) -> str:
+    """An architecture's genes in one line, blocks grouped by stage."""
+    stages: dict[str, list[str]] = {}
+    for gene, value in arch.items():
+        stage, _, rest = gene.rpartition(".") if gene.count(".") < 2 else gene.partition(".")
+        stages.setdefault(stage or gene, []).append(f"{rest or ''}={value}".lstrip("="))
+    return "; ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items())
+
+
+def write_plot(path: Path, report: dict[str, Any]) -> None:
+    """Accuracy on the devices over MACs of every measured subnet, the chosen ones marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    styles = {"searched": "o", "largest": "s", "random": "x"}
+    for origin, marker in styles.items():
+        points = [
+            (c["macs"], c["accuracy"])
+            for search in report["search"].values()
+            for c in search["candidates"]
+            if c["origin"] == origin
+        ]
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker=marker, alpha=0.6, label=origin)
+    for device in report["devices"]:
+        at = (device["macs"], device["validation_accuracy"]["pytorch"])
+        axes.scatter(*at, marker="*", s=160, color="black", zorder=3)
+        axes.annotate(device["class"], at, textcoords="offset points", xytext=(6, -12))
+    axes.set_xscale("log")
+    axes.set_xlabel("multiply-accumulates")
+    axes.set_ylabel("accuracy on the devices' validation examples")
+    axes.set_title(f"{report['dataset']}: chosen subnets (stars), seed {report['seed']}")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,33 @@
+"""What happens in a run, one JSON line each: for people who watch, and for reports."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class EventLog:
+    """Appends events to a file; each is a JSON object with `event` and `time`."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+
+    def __call__(self, event: str, **fields: object) -> None:
+        """Write one event; whole lines only, so that a reader never sees half of one."""
+        line = json.dumps({"event": event, "time": time.time(), **fields})
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, object], int]]:
+    """Each whole event from a byte offset on, with the offset after it."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield json.loads(line), offset

@@ -1,0 +1,149 @@
+"""Asking devices over a Flower grid: push one message at a time, pull one reply at a time."""
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Generic, TypeVar
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from ..protos.flower import Values, from_record, to_record
+from ..protos.messages import Body, MessageError
+
+B = TypeVar("B", bound=Body)
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A message for one node."""
+
+    node: int
+    body: Body
+    values: Values | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[B]):
+    """A node's reply, or why there is none (`failure`)."""
+
+    node: int
+    body: B | None
+    values: Values | None
+    failure: str = ""
+
+
+class Exchange:
+    """Messages over a grid with a deadline; a late reply is not waited for.
+
+    Poll often: Flower drops a finished reply if its node goes offline before it was pulled.
+    """
+
+    def __init__(self, grid: Grid, poll_s: float = POLL_SECONDS) -> None:
+        self.grid = grid
+        self._poll_s = poll_s
+        self._owing: dict[str, int] = {}
+
+    def nodes(self) -> list[int]:
+        """Nodes that are online now."""
+        return list(self.grid.get_node_ids())
+
+    def busy(self) -> frozenset[int]:
+        """Nodes that still owe a late reply: sent another message they would do the old one first."""
+        for message in list(self._owing):
+            if any(True for _ in self.grid.pull_messages([message])):
+                del self._owing[message]
+        return frozenset(self._owing.values())
+
+    def ask(
+        self, requests: Iterable[Request], reply: type[B], deadline_s: float, group: str = ""
+    ) -> Iterator[Answer[B]]:
+        """Send every request; yield answers as they come until all are in or time is over."""
+        begin = time.monotonic()
+        pending = {}
+        for request in requests:
+            for message in self.grid.push_messages([to_message(request, deadline_s, group)]):
+                pending[message] = request.node
+        while pending:
+            arrived = False
+            for message, node in list(pending.items()):
+                for found in self.grid.pull_messages([message]):
+                    del pending[message]
+                    arrived = True
+                    yield to_answer(node, found, reply)
+            if time.monotonic() - begin >= deadline_s:
+                break
+            if pending and not arrived:
+                time.sleep(self._poll_s)
+        for message, node in pending.items():
+            self._owing[message] = node
+            yield Answer(node, None, None, f"no reply within {deadline_s:g} s")
+
+
+def to_message(request: Request, deadline_s: float, group: str) -> Message:
+    """A request as Flower carries it, valid for its deadline and a minute."""
+    return Message(
+        to_record(request.body, request.values),
+        dst_node_id=request.node,
+        message_type=request.body.action,
+        group_id=group,
+        ttl=deadline_s + 60,
+    )
+
+
+def to_answer(node: int, message: Message, reply: type[B]) -> Answer[B]:
+    """A reply, or why it cannot be used."""
+    if message.has_error():
+        return Answer(node, None, None, f"error {message.error.code}: {message.error.reason}")
+    try:
+        body, values = from_record(reply, message.content)
+    except MessageError as error:
+        return Answer(node, None, None, str(error))
+    return Answer(node, body, values)
+
+
+def in_order(answers: Iterable[Answer[B]], order: Sequence[int]) -> Iterator[Answer[B]]:
+    """The same answers in the given order of nodes, with one array in memory at a time.
+
+    Float sums depend on their order; folding in a fixed one makes a run repeatable bit for bit.
+    Arrays that come before their turn wait in an unnamed temporary file.
+    """
+    waiting: dict[int, tuple[Answer[B], int, int, str]] = {}
+    turn = list(order)
+    with tempfile.TemporaryFile() as spool:
+        for answer in answers:
+            if turn and answer.node == turn[0]:
+                turn.pop(0)
+                yield answer
+            else:
+                waiting[answer.node] = _spooled(answer, spool)
+            while turn and turn[0] in waiting:
+                yield _fetched(waiting.pop(turn.pop(0)), spool)
+        for node in [node for node in turn if node in waiting]:
+            yield _fetched(waiting.pop(node), spool)
+
+
+def _spooled(answer: Answer[B], spool: IO[bytes]) -> "_Waiting[B]":
+    if answer.values is None:
+        return answer, 0, 0, ""
+    at = spool.seek(0, 2)
+    spool.write(answer.values.tobytes())
+    light = Answer(answer.node, answer.body, None, answer.failure)
+    return light, at, answer.values.size, str(answer.values.dtype)
+
+
+def _fetched(entry: "_Waiting[B]", spool: IO[bytes]) -> Answer[B]:
+    answer, at, size, dtype = entry
+    if not dtype:
+        return answer
+    spool.seek(at)
+    kind = np.dtype(dtype)
+    # A bytearray: torch wants memory that may be written to.
+    values = np.frombuffer(bytearray(spool.read(size * kind.itemsize)), dtype=kind)
+    return Answer(answer.node, answer.body, values, answer.failure)
+
+
+_Waiting = tuple[Answer[B], int, int, str]

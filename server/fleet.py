@@ -1,0 +1,160 @@
+"""The devices that take part in a run: asked for their profile once, checked against the config."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from ..protos.messages import DeviceProfile, ProfileRequest
+from ..supernet.cost import Budget
+from ..supernet.errors import RunError, UsageError
+from ..supernet.space import Space, plain
+from .assignment import Limits, require_fit, training_limits
+from .config import RunConfig
+from .events import EventLog
+from .exchange import Exchange, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One device: the node it is reached at, its profile, and what bounds its training."""
+
+    node: int
+    profile: DeviceProfile
+    limits: Limits
+    class_budget: Budget
+
+    @property
+    def name(self) -> str:
+        """The device's own name, stable over restarts."""
+        return self.profile.device
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Members by name, in order of name; all hold data of the same form."""
+
+    members: Mapping[str, Member]
+
+    @property
+    def typical_examples(self) -> float:
+        """Median number of training examples."""
+        return float(median(m.profile.examples for m in self.members.values()))
+
+    def by_node(self) -> dict[int, Member]:
+        """Node → member."""
+        return {member.node: member for member in self.members.values()}
+
+    @property
+    def any_profile(self) -> DeviceProfile:
+        """One member's profile, for what all share: shape, classes, normalization."""
+        return next(iter(self.members.values())).profile
+
+
+class Roll:
+    """Calls the roll: asks nodes for their profile, admits those that fit the run."""
+
+    def __init__(self, exchange: Exchange, space: Space, config: RunConfig, log: EventLog) -> None:
+        self._exchange, self._space, self._config, self._log = exchange, space, config, log
+        self._asked: set[int] = set()
+        self._known: dict[str, Member] = {}
+
+    def gather(self) -> Fleet:
+        """Wait until `min_clients` devices are there and every class has one.
+
+        Raises RunError when too few come in time, UsageError when a class stays empty.
+        """
+        deadline = time.monotonic() + self._config.round.join_timeout_s
+        while not self._complete():
+            self.refresh()
+            if self._complete():
+                break
+            if time.monotonic() > deadline:
+                self._explain()
+            time.sleep(0.2)
+        return self.fleet()
+
+    def fleet(self) -> Fleet:
+        """The devices admitted so far."""
+        return Fleet(dict(sorted(self._known.items())))
+
+    def refresh(self) -> None:
+        """Ask nodes that were not asked before; a device that came back replaces itself."""
+        online = self._exchange.nodes()
+        fresh = [node for node in online if node not in self._asked]
+        if not fresh:
+            return
+        self._asked |= set(fresh)
+        body = ProfileRequest(space=plain(self._space.to_dict()))
+        requests = [Request(node, body) for node in fresh]
+        for answer in self._exchange.ask(requests, DeviceProfile, self._config.round.deadline_s):
+            if answer.body is None:
+                self._log("device_left_out", node=str(answer.node), reason=answer.failure)
+                continue
+            try:
+                self._admit(answer.node, answer.body, set(online))
+            except UsageError as error:
+                self._log("device_left_out", node=str(answer.node), reason=str(error))
+
+    def _admit(self, node: int, profile: DeviceProfile, online: set[int]) -> None:
+        known = self._known.get(profile.device)
+        if known and known.node in online:
+            raise UsageError(f"device {profile.device}: the name is taken by another device")
+        if profile.device_class not in self._config.classes:
+            raise UsageError(
+                f"device {profile.device}: class {profile.device_class!r} is not in the config; "
+                f"known: {', '.join(self._config.classes)}"
+            )
+        self._check_data(profile)
+        budget = self._config.classes[profile.device_class].budget()
+        recipe, deadline_s = self._config.recipe, self._config.round.deadline_s
+        limits = training_limits(profile, budget, recipe, deadline_s)
+        require_fit(self._space, limits.budget, limits.batch_size, f"device {profile.device}")
+        member = Member(node, profile, limits, budget)
+        self._known[profile.device] = member
+        self._log(
+            "device_joined",
+            device=profile.device,
+            device_class=profile.device_class,
+            examples=profile.examples,
+            budget=limits.budget.to_dict(),
+        )
+
+    def _check_data(self, profile: DeviceProfile) -> None:
+        largest = self._space.input_shape(self._space.largest())
+        if len(profile.input_shape) != len(largest) or profile.input_shape[0] != largest[0]:
+            raise UsageError(
+                f"device {profile.device}: examples of shape {profile.input_shape}; "
+                f"the space needs {largest}"
+            )
+        for member in self._known.values():
+            mine, theirs = _form(profile), _form(member.profile)
+            if mine != theirs:
+                raise UsageError(
+                    f"device {profile.device}: data of another form than {member.name}'s "
+                    "(shape, classes and normalization must agree)"
+                )
+
+    def _complete(self) -> bool:
+        return len(self._known) >= self._config.round.min_clients and not self._empty()
+
+    def _empty(self) -> list[str]:
+        present = {member.profile.device_class for member in self._known.values()}
+        return [name for name in self._config.classes if name not in present]
+
+    def _explain(self) -> None:
+        waited = f"after {self._config.round.join_timeout_s:g} s"
+        joined = ", ".join(self._known) or "none"
+        if self._empty() and self._known:
+            raise UsageError(
+                f"class {self._empty()[0]!r} has no client {waited} (joined: {joined}). "
+                "Start one with fedofa-device join, or remove the class from the config"
+            )
+        raise RunError(
+            f"{len(self._known)} of {self._config.round.min_clients} clients {waited} "
+            f"(joined: {joined}); see the event log for devices that were left out"
+        )
+
+
+def _form(profile: DeviceProfile) -> tuple[object, ...]:
+    return profile.input_shape, profile.classes, profile.normalization

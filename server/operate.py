@@ -1,0 +1,98 @@
+"""What the operator's commands do: submit a job to a running server and follow it to its end."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..supernet.errors import RunError, UsageError
+from .config import RunConfig
+from .jobs import EVENTS, JOB_KEY, Job, prepare
+from .progress import Event, Tail, following
+from .serve import read_addresses
+from .specialization import RESULTS
+from .submit import stop_run, submit, wait
+
+RUNS, REGISTRY = "runs", "registry"
+SPECIALIZE_EVENTS = "specialize-events.jsonl"
+
+
+def run_folder(state: Path, config: RunConfig) -> Path:
+    """Where a run keeps its checkpoints, events and models."""
+    return (state / RUNS / config.name).resolve()
+
+
+def train_job(state: Path, config: RunConfig, *, resume: bool) -> Job:
+    """The job of `fedofa run`; UsageError when the folder says otherwise."""
+    folder = run_folder(state, config)
+    prepare(folder, resume=resume)
+    return Job("train", str(folder), config.model_dump(mode="json"), resume, events=EVENTS)
+
+
+def specialize_job(state: Path, config: RunConfig) -> Job:
+    """The job of `fedofa specialize`."""
+    folder = run_folder(state, config)
+    if not folder.is_dir():
+        raise UsageError(f"run folder {folder} does not exist; train first: fedofa run")
+    registry = str((state / REGISTRY).resolve())
+    return Job(
+        "specialize",
+        str(folder),
+        config.model_dump(mode="json"),
+        registry=registry,
+        events=SPECIALIZE_EVENTS,
+    )
+
+
+def follow_job(state: Path, job: Job, show: Callable[[Event], None]) -> dict[str, Any]:
+    """Submit a job to the server with this state folder; its `finished` event.
+
+    Stops the run when interrupted. Raises what the job failed of, as the job said it.
+    """
+    control = read_addresses(state).control
+    path = job.write()
+    tail = Tail(Path(job.folder) / job.events, show)
+    run_id = submit(control, {JOB_KEY: str(path)})
+    try:
+        wait(control, run_id, lambda _state: tail())
+    except RunError as error:
+        tail()
+        raise _reason(tail, error) from None
+    except BaseException:
+        stop_run(control, run_id)
+        raise
+    return _finished(tail)
+
+
+def _finished(tail: Tail) -> dict[str, Any]:
+    for _ in range(20):
+        tail()
+        if "finished" in tail.last:
+            return tail.last["finished"]
+        time.sleep(0.05)
+    raise RunError("the run ended without saying that it finished; see its event log")
+
+
+def _reason(tail: Tail, error: RunError) -> RunError | UsageError:
+    failed = tail.last.get("failed")
+    if failed is None:
+        return error
+    kind = UsageError if failed["exit_code"] == UsageError.exit_code else RunError
+    return kind(str(failed["reason"]))
+
+
+def simulate_job(job: Job, backend: str, show: Callable[[Event], None]) -> dict[str, Any]:
+    """Do a job with simulated devices; its `finished` event."""
+    from .simulate import simulate
+
+    tail = Tail(Path(job.folder) / job.events, show)
+    with following(tail):
+        simulate(job, backend)
+    return _finished(tail)
+
+
+def results(job: Job) -> list[dict[str, Any]]:
+    """What a specialize job published."""
+    found: list[dict[str, Any]] = json.loads((Path(job.folder) / RESULTS).read_text())
+    return found

@@ -1,0 +1,136 @@
+"""Showing a run while it goes on: events from its log, as bars and lines on a terminal."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .events import read_events
+
+Event = dict[str, Any]
+POLL_SECONDS = 0.2
+
+
+class Tail:
+    """Reads a log's new events each time it is asked; what stood there before is not shown."""
+
+    def __init__(self, path: Path, show: Callable[[Event], None]) -> None:
+        self._path, self._show = path, show
+        self._offset = path.stat().st_size if path.exists() else 0
+        self.last: dict[str, Event] = {}
+
+    def __call__(self) -> None:
+        """Show what is new; `last` keeps the newest event of each kind."""
+        for event, offset in read_events(self._path, self._offset):
+            self._offset = offset
+            self.last[str(event["event"])] = event
+            self._show(event)
+
+
+@contextmanager
+def following(tail: Tail) -> Iterator[Tail]:
+    """Call the tail again and again beside other work, and once more at the end."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(POLL_SECONDS):
+            tail()
+
+    thread = threading.Thread(target=loop, name="follow", daemon=True)
+    thread.start()
+    try:
+        yield tail
+    finally:
+        stop.set()
+        thread.join()
+        tail()
+
+
+class View:
+    """One bar for the job's steps, and a line for whatever deserves one."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._bars: dict[str, Any] = {}
+
+    def __enter__(self) -> "View":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        show = getattr(self, f"_on_{event['event']}", None)
+        if show is not None:
+            show(event)
+
+    def step(self, name: str, done: int, total: int, note: str) -> None:
+        """Set a bar."""
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, total=total, note=note)
+        self._progress.update(self._bars[name], completed=done, total=total, note=note)
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print a line above the bars."""
+        self._progress.console.print(text, style=style, highlight=False, markup=False)
+
+    def _on_started(self, event: Event) -> None:
+        if event["job"] == "train":
+            self.step("training", event["done"], event["rounds"], "waiting for devices")
+
+    def _on_device_joined(self, event: Event) -> None:
+        budget = ", ".join(f"{k} ≤ {v:,}" for k, v in event["budget"].items() if k == "macs")
+        self.line(
+            f"  {event['device']}: class {event['device_class']}, {event['examples']} examples"
+            + (f", {budget}" if budget else "")
+        )
+
+    def _on_device_left_out(self, event: Event) -> None:
+        self.line(f"  left out: {event['reason']}", "yellow")
+
+    def _on_round(self, event: Event) -> None:
+        note = (
+            f"loss {event['loss']:.3f}  {event['accepted']} updates  "
+            f"coverage {event['coverage']:.0%}"
+        )
+        total = self._progress.tasks[0].total if self._progress.tasks else event["round"]
+        self.step("training", event["round"], int(total or event["round"]), note)
+
+    def _on_update_refused(self, event: Event) -> None:
+        self.line(
+            f"  round {event['round']}: {event['device']} refused: {event['reason']}", "yellow"
+        )
+
+    def _on_no_update(self, event: Event) -> None:
+        self.line(f"  round {event['round']}: {event['device']}: {event['reason']}", "yellow")
+
+    def _on_round_abandoned(self, event: Event) -> None:
+        self.line(f"  round {event['round']} abandoned: {event['accepted']} updates", "yellow")
+
+    def _on_resumed(self, event: Event) -> None:
+        self.line(f"  resumed after round {event['round']}")
+
+    def _on_step(self, event: Event) -> None:
+        self.step("specialize", event["done"], event["total"], event["what"])
+
+    def _on_published(self, event: Event) -> None:
+        self.line(
+            f"  {event['device_class']}: {event['model']} version {event['version']} published"
+        )
+
+    def _on_class_failed(self, event: Event) -> None:
+        self.line(f"  {event['device_class']}: not published: {event['reason']}", "red")

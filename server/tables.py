@@ -1,0 +1,52 @@
+"""Results as tables on a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(value: Any) -> None:  # noqa: ANN401
+    """A list of records as a table, one record as lines."""
+    console = Console()
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            console.print(f"{key}: {_text(item)}", highlight=False, markup=False)
+        return
+    rows = [_flat(row) for row in value]
+    if not rows:
+        console.print("nothing there yet")
+        return
+    console.print(table(rows))
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """One column per key of the first record."""
+    found = Table(title=title or None, title_justify="left")
+    for key in rows[0]:
+        number = isinstance(rows[0][key], int | float) and not isinstance(rows[0][key], bool)
+        found.add_column(str(key), justify="right" if number else "left")
+    for row in rows:
+        found.add_row(*(_text(row.get(key, "")) for key in rows[0]))
+    return found
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's plain values; nested ones stay in the JSON form."""
+    plain = (str, int, float, bool)
+    return {key: item for key, item in row.items() if isinstance(item, plain)} | {
+        f"{key}.{inner}": item[inner]
+        for key, item in row.items()
+        if isinstance(item, Mapping)
+        for inner in ("macs", "params", "pytorch", "tflite_int8", "onnx_int8")
+        if inner in item and key in ("cost", "validation")
+    }
+
+
+def _text(item: Any) -> str:  # noqa: ANN401
+    if isinstance(item, float):
+        return f"{item:.4g}"
+    if isinstance(item, int) and not isinstance(item, bool):
+        return f"{item:,}"
+    return ", ".join(map(str, item)) if isinstance(item, list) else str(item)

@@ -1,0 +1,222 @@
+"""Rounds of supernet training: assign, send, check, fold, step, checkpoint. No Flower in here."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ..protos.messages import TrainReply, TrainRequest, tensor_shapes
+from ..supernet.axes import layout, regions
+from ..supernet.errors import RefusedUpdate, RunError
+from ..supernet.space import Arch, Space, plain
+from ..supernet.weights import digest, gather, initial, shapes_of, split
+from .aggregation.overlap_mean import OverlapMean
+from .assignment import Coverage, assign
+from .checkpoint import Checkpoint, CheckpointStore
+from .config import RunConfig
+from .events import EventLog
+from .exchange import Answer, Request, in_order
+from .fleet import Fleet, Member
+from .optimizer import ServerOptimizer
+from .validation import Expected, checked
+
+Assignments = dict[int, tuple[Member, Arch]]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """What a round came to. `coverage` is the fraction of shared weights trained in it."""
+
+    round: int
+    accepted: int
+    refused: int
+    missing: int
+    loss: float
+    coverage: float
+    oldest: int
+    train_macs: int
+    bytes_sent: int
+    bytes_received: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Running figures of one round; `examples` weighs the loss."""
+
+    accepted: int = 0
+    refused: int = 0
+    loss: float = 0.0
+    examples: int = 0
+    train_macs: int = 0
+    bytes_received: int = 0
+
+
+class Training:
+    """The state of one supernet training run; `round` is the last one that is done."""
+
+    def __init__(
+        self, config: RunConfig, space: Space, store: CheckpointStore, log: EventLog
+    ) -> None:
+        self.config, self.space, self.store, self.log = config, space, store, log
+        self.round = 0
+        self.weights = initial(space, config.seed)
+        self.optimizer = ServerOptimizer(config.server)
+        self.coverage = Coverage(layout(space))
+
+    def resume(self) -> bool:
+        """Go on from the newest whole checkpoint; False when there is none."""
+        found = self.store.latest()
+        if found is None:
+            return False
+        # What shaped the weights must be the same; how many rounds there will be may change.
+        if found.notes.get("fingerprint") != self.fingerprint():
+            raise RunError(
+                f"checkpoint of round {found.round} in {self.store.folder} belongs to another "
+                "configuration (space, seed, recipe, classes or server optimizer differ); "
+                "start a new run or restore the configuration"
+            )
+        self.round, self.weights = found.round, found.weights
+        self.optimizer = ServerOptimizer(self.config.server, found.optimizer)
+        self.coverage = Coverage(layout(self.space), found.ages)
+        self.log("resumed", round=self.round, weights=digest(self.weights))
+        return True
+
+    def fingerprint(self) -> dict[str, object]:
+        """The parts of the configuration that decide the weights."""
+        dump = self.config.model_dump(mode="json")
+        parts = {key: dump[key] for key in ("seed", "recipe", "server", "classes")}
+        # The cosine schedule's end is part of what decides them.
+        return {**parts, "rounds": self.config.round.rounds, "space": plain(self.space.to_dict())}
+
+    def assignments(self, fleet: Fleet, busy: frozenset[int] = frozenset()) -> Assignments:
+        """Node → (member, subnet) for the coming round, leaving out nodes that are busy."""
+        free = [m for m in fleet.members.values() if m.node not in busy]
+        chosen = assign(
+            self.space,
+            [(member.name, member.limits) for member in free],
+            self.coverage,
+            self.config.round.candidates,
+            (self.config.seed, self.round + 1),
+        )
+        return {member.node: (member, chosen[member.name]) for member in free}
+
+    def requests(self, assignments: Assignments) -> Iterator[Request]:
+        """One message at a time: only the selected values, and what they are."""
+        for node, (_, arch) in assignments.items():
+            where = regions(self.space, arch)
+            body = TrainRequest(
+                run=self.config.name,
+                round=self.round + 1,
+                seed=self.config.seed,
+                lr=self.learning_rate(),
+                deadline_s=self.config.round.deadline_s,
+                space=plain(self.space.to_dict()),
+                arch=dict(arch),
+                recipe=self.config.recipe,
+                tensors=tensor_shapes(shapes_of(where)),
+            )
+            yield Request(node, body, gather(self.weights, where))
+
+    def learning_rate(self) -> float:
+        """This round's local learning rate; cosine falls to a twentieth at the end."""
+        recipe, rounds = self.config.recipe, self.config.round.rounds
+        if recipe.lr_schedule == "constant" or rounds == 1:
+            return recipe.lr
+        progress = min(self.round / (rounds - 1), 1.0)
+        return recipe.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def finish_round(
+        self, assignments: Assignments, fleet: Fleet, answers: Iterable[Answer[TrainReply]]
+    ) -> RoundReport | None:
+        """Fold the answers to this round's requests, step, and write the checkpoint.
+
+        None when the round is abandoned for too few good updates: then nothing has changed.
+        """
+        begin = time.perf_counter()
+        fold, tally = OverlapMean(self.weights), _Tally()
+        # The same order whatever the order of arrival: equal bits on a network and in one process.
+        for answer in in_order(answers, list(assignments)):
+            self._take(answer, assignments, fleet, fold, tally)
+        if tally.accepted < self.config.round.min_replies:
+            self.log("round_abandoned", round=self.round + 1, accepted=tally.accepted)
+            return None
+        merged, trained = fold.result()
+        self.weights = self.optimizer.step(self.weights, merged, trained)
+        self.round += 1
+        report = RoundReport(
+            round=self.round,
+            accepted=tally.accepted,
+            refused=tally.refused,
+            missing=len(assignments) - tally.accepted - tally.refused,
+            loss=tally.loss / tally.examples,
+            coverage=self.coverage.update(trained),
+            oldest=self.coverage.oldest(),
+            train_macs=tally.train_macs,
+            bytes_sent=sum(sent_bytes(self.space, arch) for _, arch in assignments.values()),
+            bytes_received=tally.bytes_received,
+            seconds=time.perf_counter() - begin,
+        )
+        self.checkpoint()
+        self.log("round", **{name: getattr(report, name) for name in RoundReport.__match_args__})
+        return report
+
+    def checkpoint(self) -> None:
+        """Write the state after the last round."""
+        notes: dict[str, object] = {"fingerprint": self.fingerprint(), "digest": digest(self.weights)}
+        state = Checkpoint(
+            self.round, self.weights, self.optimizer.state, self.coverage.ages, notes
+        )
+        self.store.write(state)
+
+    def _take(
+        self,
+        answer: Answer[TrainReply],
+        assignments: Assignments,
+        fleet: Fleet,
+        fold: OverlapMean,
+        tally: _Tally,
+    ) -> None:
+        member, arch = assignments[answer.node]
+        if answer.body is None:
+            self.log("no_update", round=self.round + 1, device=member.name, reason=answer.failure)
+            return
+        where = regions(self.space, arch)
+        try:
+            flat, weight = checked(self._expected(member, arch, fleet), answer.body, answer.values)
+        except RefusedUpdate as refusal:
+            tally.refused += 1
+            self.log(
+                "update_refused",
+                round=self.round + 1,
+                device=member.name,
+                code=refusal.code,
+                reason=str(refusal),
+            )
+            return
+        fold.add(split(flat, shapes_of(where)), where, weight)
+        tally.accepted += 1
+        tally.loss += answer.body.loss * answer.body.examples
+        tally.examples += answer.body.examples
+        tally.train_macs += answer.body.train_macs
+        tally.bytes_received += flat.nbytes
+
+    def _expected(self, member: Member, arch: Arch, fleet: Fleet) -> Expected:
+        where = regions(self.space, arch)
+        return Expected(
+            run=self.config.name,
+            round=self.round + 1,
+            device=member.name,
+            arch=arch,
+            tensors=tensor_shapes(shapes_of(where)),
+            sent=gather(self.weights, where),
+            examples=member.profile.examples,
+            typical_examples=fleet.typical_examples,
+            max_update_ratio=self.config.round.max_update_ratio,
+            max_weight_share=self.config.round.max_weight_share,
+        )
+
+
+def sent_bytes(space: Space, arch: Arch) -> int:
+    """Bytes of the values sent for one subnet."""
+    return 4 * sum(math.prod(shape) for shape in shapes_of(regions(space, arch)).values())

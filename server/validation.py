@@ -1,0 +1,88 @@
+"""Every update is checked before it counts; a bad one is refused with a stable reason code."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..protos.flower import Values
+from ..protos.messages import TensorShapes, TrainReply
+from ..supernet.errors import RefusedUpdate
+from ..supernet.space import Arch
+from ..supernet.weights import Flat
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What was asked of one device: run, round, subnet, the values it got, limits.
+
+    `examples` is what its profile stated; `typical_examples` the median over the fleet.
+    """
+
+    run: str
+    round: int
+    device: str
+    arch: Arch
+    tensors: TensorShapes
+    sent: Flat
+    examples: int
+    typical_examples: float
+    max_update_ratio: float
+    max_weight_share: float
+
+
+def checked(expected: Expected, reply: TrainReply, values: Values | None) -> tuple[Flat, float]:
+    """The update's values and its weight; RefusedUpdate names the first reason to refuse it.
+
+    Codes: stale_round, device, assignment_mismatch, schema, dtype, shape, non_finite, bad_weight,
+    norm.
+    """
+    _check_header(expected, reply)
+    flat = _check_array(expected, values)
+    return flat, _check_weight(expected, reply.examples)
+
+
+def _check_header(expected: Expected, reply: TrainReply) -> None:
+    if (reply.run, reply.round) != (expected.run, expected.round):
+        raise RefusedUpdate("stale_round", f"it is for run {reply.run}, round {reply.round}")
+    if reply.device != expected.device:
+        raise RefusedUpdate("device", f"it calls itself {reply.device!r}")
+    if dict(reply.arch) != dict(expected.arch):
+        raise RefusedUpdate("assignment_mismatch", "it trained another architecture than assigned")
+    if reply.tensors != expected.tensors:
+        raise RefusedUpdate("schema", "its tensors are not those of the assigned subnet")
+    if not math.isfinite(reply.loss):
+        raise RefusedUpdate("non_finite", f"loss is {reply.loss}")
+
+
+def _check_array(expected: Expected, values: Values | None) -> Flat:
+    if values is None or values.dtype != np.float32:
+        raise RefusedUpdate(
+            "dtype", f"{None if values is None else values.dtype}; float32 expected"
+        )
+    if values.shape != expected.sent.shape:
+        raise RefusedUpdate("shape", f"{values.shape}; {expected.sent.shape} expected")
+    flat: Flat = values.astype(np.float32, copy=False)
+    if not np.isfinite(flat).all():
+        raise RefusedUpdate("non_finite", _where(expected, int(np.argmin(np.isfinite(flat)))))
+    moved = float(np.linalg.norm(flat - expected.sent))
+    limit = expected.max_update_ratio * max(float(np.linalg.norm(expected.sent)), 1.0)
+    if moved > limit:
+        raise RefusedUpdate("norm", f"moved by {moved:.3g}; at most {limit:.3g} is accepted")
+    return flat
+
+
+def _check_weight(expected: Expected, examples: int) -> float:
+    if examples < 1 or examples != expected.examples:
+        raise RefusedUpdate(
+            "bad_weight", f"{examples} examples; its profile says {expected.examples}"
+        )
+    return min(float(examples), expected.max_weight_share * expected.typical_examples)
+
+
+def _where(expected: Expected, position: int) -> str:
+    for name, shape in expected.tensors:
+        position -= math.prod(shape)
+        if position < 0:
+            return name
+    return "beyond the last tensor"
