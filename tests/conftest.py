@@ -1,0 +1,26 @@
+"""Settings of every test process: one thread, Flower silent, and hypothesis without deadlines."""
+
+import os
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+import torch
+from hypothesis import HealthCheck, Phase, settings
+
+# Sums depend on the number of threads; the machine has few cores, and other tests use them.
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "fedofa",
+    deadline=None,
+    max_examples=50,
+    derandomize=True,
+    # No shrinking: it rebuilds networks for minutes.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("fedofa")
