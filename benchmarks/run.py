@@ -1,0 +1,36 @@
+"""Runs benchmarks by name and prints a table that states the machine."""
+
+import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from fedofa.server.tables import table
+from fedofa.supernet.errors import UsageError
+from rich.console import Console
+
+from .merging import bench_merge
+from .subnets import bench_static, bench_views
+from .timing import machine
+
+BENCHMARKS: Mapping[str, Callable[[], list[dict[str, Any]]]] = MappingProxyType(
+    {"static": bench_static, "views": bench_views, "merge": bench_merge}
+)
+
+
+def main(name: str, as_json: bool) -> None:
+    """Run one benchmark or `all`; UsageError lists the known ones."""
+    if name != "all" and name not in BENCHMARKS:
+        raise UsageError(f"benchmark {name!r} is unknown; known: all, {', '.join(BENCHMARKS)}")
+    torch.set_num_threads(1)
+    found = {key: run() for key, run in BENCHMARKS.items() if name in ("all", key)}
+    console = Console()
+    if as_json:
+        console.print_json(json.dumps({"machine": machine(), "results": found}))
+        return
+    stated = ", ".join(f"{key} {value}" for key, value in machine().items())
+    console.print(f"{stated}; CPU milliseconds, median of paired repeats", highlight=False)
+    for key, rows in found.items():
+        shown = [{k: f"{v:.3g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+        console.print(table(shown, f"{key}: {(BENCHMARKS[key].__doc__ or '').splitlines()[0]}"))
