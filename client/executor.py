@@ -75,7 +75,9 @@ class Forked:
         return self._exit_code
 
     def end(self, grace_s: float = 0.0) -> None:
-        """End the child with all that it started, and close the pipe."""
+        """End the child with all that it started, and close the pipe. Once is enough."""
+        if self.pipe.closed:
+            return
         if grace_s > 0 and self.exit_code() is None:
             self._signal(signal.SIGTERM)
             end_s = time.monotonic() + grace_s
@@ -98,6 +100,7 @@ def _child(
     code = 1
     try:
         os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         if sys.platform == "linux":

@@ -12,14 +12,14 @@ import importlib
 import ipaddress
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ..supernet.errors import RunError, UsageError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Scalar = str | int | float | bool
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NODE_GRACE_S = 5.0
 RECONNECT_PAUSE_S = 1.0
 RECONNECT_PAUSE_MAX_S = 20.0
@@ -59,12 +60,6 @@ class JoinOptions:
     on_joined: Callable[[int], None] = field(default=lambda _node_id: None)
 
 
-class _StoppedError(Exception):
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
-
-
 def join(options: JoinOptions) -> int:
     """Take part until SIGINT, SIGTERM or SIGHUP; returns the exit code it stands for (130, ...).
 
@@ -76,11 +71,9 @@ def join(options: JoinOptions) -> int:
     # Read by Flower when it is imported.
     os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
     app = load_app(options.client_app)
-    try:
-        with _signals():
-            return _Device(options, app).run()
-    except _StoppedError as stopped:
-        return 128 + stopped.signal_number
+    with _Signals() as signals:
+        _Device(options, app, signals).run()
+        return 128 + signals.received
 
 
 def check(options: JoinOptions) -> None:
@@ -115,36 +108,27 @@ def load_app(reference: str) -> "ClientApp":
 class _Device:
     """The main process: hands messages from the node to the executor and replaces both."""
 
-    def __init__(self, options: JoinOptions, app: "ClientApp") -> None:
+    def __init__(self, options: JoinOptions, app: "ClientApp", signals: "_Signals") -> None:
         from .executor import Executor
 
-        self._options = options
+        self._options, self._signals = options, signals
         self._node: Forked | None = None
         self._executor = Executor(app, close=lambda: [self._node.pipe] if self._node else [])
-        self._last_contact_s = time.monotonic()
 
-    def run(self) -> int:
-        """Serve until a signal (as _StoppedError) or RunError."""
-        pause_s = RECONNECT_PAUSE_S
-        try:
-            while True:
-                if self._serve_connection():
-                    pause_s, self._last_contact_s = RECONNECT_PAUSE_S, time.monotonic()
-                if time.monotonic() - self._last_contact_s + pause_s > self._options.retry_for_s:
-                    raise RunError(
-                        f"no connection to {self._options.server} for "
-                        f"{self._options.retry_for_s:.0f} s; is `fedofa serve` running there, is "
-                        "it the devices' address, and does TLS match (--root-certificates, "
-                        "--insecure)?"
-                    )
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, RECONNECT_PAUSE_MAX_S)
-        finally:
-            # Not to be interrupted by a second Ctrl-C.
-            with _deaf():
-                self._executor.close()
-                if self._node is not None:
-                    self._node.end(NODE_GRACE_S)
+    def run(self) -> None:
+        """Serve until a signal comes; RunError when there is no server for too long."""
+        last_contact_s, pause_s = time.monotonic(), RECONNECT_PAUSE_S
+        while not self._signals.received:
+            if self._serve_connection():
+                last_contact_s, pause_s = time.monotonic(), RECONNECT_PAUSE_S
+            if time.monotonic() - last_contact_s + pause_s > self._options.retry_for_s:
+                raise RunError(
+                    f"no connection to {self._options.server} for {self._options.retry_for_s:.0f} "
+                    "s; is `fedofa serve` running there, is it the devices' address, and does TLS "
+                    "match (--root-certificates, --insecure)?"
+                )
+            self._signals.wait([], pause_s)
+            pause_s = min(2 * pause_s, RECONNECT_PAUSE_MAX_S)
 
     def _serve_connection(self) -> bool:
         """Fork a node and serve it until it ends; whether it ever reached the server."""
@@ -157,22 +141,26 @@ class _Device:
             lambda pipe: _as_node(lambda: run_node(options, pipe)), death_signal=signal.SIGTERM
         )
         try:
-            self._options.on_joined(int(node.pipe.recv_bytes()))
-            joined = True
-            while True:
-                self._serve_message(node)
+            while self._signals.wait([node.pipe]):
+                if joined:
+                    self._serve_message(node)
+                else:
+                    self._options.on_joined(int(node.pipe.recv_bytes()))
+                    joined = True
         except (EOFError, OSError):
-            return joined
+            pass  # the node has ended
         finally:
-            with _deaf():
-                self._executor.close()
-                node.end(NODE_GRACE_S)
+            self._executor.close()
+            node.end(NODE_GRACE_S)
+        return joined
 
     def _serve_message(self, node: "Forked") -> None:
-        wait([node.pipe])
         context, message = node.pipe.recv_bytes(), node.pipe.recv_bytes()
         reply = self._executor.run(
-            context, message, self._options.task_timeout_s, lambda: node.exit_code() is None
+            context,
+            message,
+            self._options.task_timeout_s,
+            lambda: not self._signals.received and node.exit_code() is None,
         )
         for part in reply:
             node.pipe.send_bytes(part)
@@ -208,28 +196,32 @@ def _as_node(run: Callable[[], None]) -> None:
     run()
 
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise _StoppedError(number)
+class _Signals:
+    """Signals as something to wait for: no exception in the middle of anything."""
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    received = 0
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        self._reader.close()
+        self._writer.close()
 
+    def wait(self, pipes: list[Connection], timeout_s: float | None = None) -> bool:
+        """Wait until a pipe can be read; False when a signal or the timeout came first."""
+        found = wait([*pipes, self._reader], timeout_s)
+        return bool(found) and not self.received
 
-@contextmanager
-def _deaf() -> Iterator[None]:
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or number
 
 
 def _loopback(server: str) -> bool:

@@ -1,6 +1,6 @@
 """Local training of one assigned subnet, Flower-free: values in, values out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,9 @@ from ..supernet.errors import UsageError
 from ..supernet.losses import cross_entropy, distillation
 from ..supernet.randomness import array_stream, stream
 from ..supernet.space import Arch, Space
-from ..supernet.subnet import on_views
+from ..supernet.subnet import Forward, on_views, static
 from .data import Floats, Labels
+from .optimizers import local_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +45,44 @@ class LocalTask:
 def train(task: LocalTask, values: dict[str, Tensor], x: Floats, y: Labels) -> Trained:
     """Train `values`, the assigned subnet's tensors, in place on (x, y).
 
-    Without distillation each step is one subnet on labels. With it, each step adds the smallest
-    and `random_subnets` random subnets inside the assigned one, as views on the same values, each
-    learning the assigned one's predictions; the gradients add up (sandwich rule and in-place
-    distillation, Yu & Huang 2019, BigNAS, Yu et al. 2020, on the device's own largest subnet).
+    Without distillation each step is one static module on labels. With it, each step adds the
+    smallest and `random_subnets` random subnets inside the assigned one, as views on the same
+    values, each learning the assigned one's predictions; the gradients add up (sandwich rule and
+    in-place distillation, Yu & Huang 2019, BigNAS, Yu et al. 2020, on the largest subnet that the
+    device can afford).
     """
-    recipe = task.recipe
-    leaves = [value.requires_grad_() for value in values.values()]
-    optimizer = _optimizer(recipe, leaves, task.lr)
-    macs, losses = 0, []
+    largest, leaves = _trainable(task, values)
+    optimizer = local_optimizer(task.recipe, leaves.values(), task.lr)
     images, labels = torch.from_numpy(x), torch.from_numpy(y)
-    for epoch, rows in _batches(len(y), recipe, task.key):
-        optimizer.zero_grad(set_to_none=True)
+    macs, losses = 0, []
+    for epoch, rows in _batches(len(y), task.recipe, task.key):
         x_bchw, y_b = resized(images[rows], task.space.input_shape(task.arch)), labels[rows]
-        logits_bc = on_views(task.space, task.arch, values, task.arch)(x_bchw)
-        loss = cross_entropy(logits_bc, y_b, recipe.label_smoothing)
+        logits_bc = largest(x_bchw)
+        loss = cross_entropy(logits_bc, y_b, task.recipe.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.item())
         macs += 3 * len(rows) * cost(task.space, task.arch).macs
         for inner in _students(task, epoch):
             x_small = resized(images[rows], task.space.input_shape(inner))
-            student_bc = on_views(task.space, inner, values, task.arch)(x_small)
+            student_bc = on_views(task.space, inner, leaves, task.arch)(x_small)
             distillation(student_bc, logits_bc).backward()  # type: ignore[no-untyped-call]
             macs += 3 * len(rows) * cost(task.space, inner).macs
-        if recipe.clip_norm is not None:
-            clip_grad_norm_(leaves, recipe.clip_norm)
+        if task.recipe.clip_norm is not None:
+            clip_grad_norm_(leaves.values(), task.recipe.clip_norm)
         optimizer.step()
-    for value in leaves:
-        value.requires_grad_(False)
+    for name, leaf in leaves.items():
+        values[name].copy_(leaf.detach())
     return Trained(len(losses), float(np.mean(losses)), macs)
+
+
+def _trainable(task: LocalTask, values: Mapping[str, Tensor]) -> tuple[Forward, dict[str, Tensor]]:
+    """The assigned subnet's forward pass, and the tensors that training changes."""
+    if not task.recipe.distill:
+        module = static(task.space, task.arch, values).train()
+        parameters = dict(module.named_parameters())
+        return module, {name: parameters[name] for name in values}
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+    return on_views(task.space, task.arch, leaves, task.arch), leaves
 
 
 def _students(task: LocalTask, epoch: int) -> list[Arch]:
@@ -104,14 +114,6 @@ def _batches(
             yield epoch, rows
             left = None if left is None else left - 1
         epoch += 1
-
-
-def _optimizer(recipe: Recipe, leaves: list[Tensor], lr: float) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(leaves, lr=lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        leaves, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
 
 
 def resized(x: Tensor, shape: tuple[int, ...]) -> Tensor:

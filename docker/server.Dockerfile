@@ -8,4 +8,4 @@ ENV FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 VOLUME /state
 EXPOSE 9092 9093
 ENTRYPOINT ["fedofa"]
-CMD ["serve", "--state", "/state", "--help"]
+CMD ["--help"]

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..protos.messages import DeviceProfile, Recipe
+from ..protos.messages import DeviceProfile
 from ..supernet.axes import Layout, layout, put, regions, view
 from ..supernet.cost import Budget, cost
 from ..supernet.errors import UsageError
 from ..supernet.randomness import stream
 from ..supernet.space import Arch, Space
+from .config import RunConfig
 
 # A device that is expected to need more than this part of the deadline gets a smaller subnet.
 DEADLINE_SHARE = 0.5
@@ -31,16 +32,22 @@ class Limits:
 
 
 def training_limits(
-    profile: DeviceProfile, class_budget: Budget, recipe: Recipe, deadline_s: float
+    space: Space, profile: DeviceProfile, class_budget: Budget, config: RunConfig
 ) -> Limits:
-    """A client's bounds: its class's, its own, its memory, and what it can train in time."""
+    """A client's bounds: its class's, its own, its memory, and what it can train in time.
+
+    A slow device is not left out: it may always train the smallest subnet.
+    """
+    recipe = config.recipe
     batches = max(1, profile.examples // recipe.batch_size)
     steps = recipe.steps or recipe.epochs * batches
     passes = 3 * (2 + recipe.random_subnets if recipe.distill else 1)
-    affordable = profile.train_macs_per_s * deadline_s * DEADLINE_SHARE
-    macs = min(affordable / (passes * steps * recipe.batch_size), 2.0**62)
+    affordable = profile.train_macs_per_s * config.round.deadline_s * DEADLINE_SHARE
     measured = Budget(
-        macs=max(1, int(macs)),
+        macs=max(
+            cost(space, space.smallest()).macs,
+            int(affordable / (passes * steps * recipe.batch_size)),
+        ),
         train_memory_bytes=profile.memory_bytes,
     )
     declared = Budget.from_dict(profile.budget)

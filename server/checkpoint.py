@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..protos.durable import sync
 from ..supernet.axes import Weights
 from ..supernet.errors import ArtifactError
 from ..supernet.weights import load, save
 
-STATE = "state.json"
+STATE, DRAFT = "state.json", ".draft-"
 PARTS = ("weights", "optimizer", "ages")
 
 
@@ -41,19 +41,24 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         target = self.folder / f"round-{checkpoint.round:06d}"
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.folder))
+        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self.folder))
         try:
             self._fill(draft, checkpoint)
             if target.exists():
-                shutil.rmtree(target)
+                self._remove(target)
             draft.replace(target)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        _sync(self.folder)
+        sync(self.folder)
         for old in self.rounds()[: -self._keep]:
-            shutil.rmtree(self.folder / f"round-{old:06d}")
+            self._remove(self.folder / f"round-{old:06d}")
         return target
+
+    def _remove(self, folder: Path) -> None:
+        """Rename first: half a checkpoint must never bear a checkpoint's name."""
+        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self.folder))
+        shutil.rmtree(folder.replace(draft))
 
     def _fill(self, draft: Path, checkpoint: Checkpoint) -> None:
         digests = {}
@@ -61,11 +66,12 @@ class CheckpointStore:
             path = draft / f"{part}.safetensors"
             save(path, getattr(checkpoint, part), {})
             digests[part] = _digest(path)
-            _sync(path)
+            sync(path)
         state = {"round": checkpoint.round, "notes": checkpoint.notes, "sha256": digests}
-        (draft / STATE).write_text(json.dumps(state, indent=1))
-        _sync(draft / STATE)
-        _sync(draft)
+        whole = {"state": state, "sha256": _state_digest(state)}
+        (draft / STATE).write_text(json.dumps(whole, indent=1))
+        sync(draft / STATE)
+        sync(draft)
 
     def rounds(self) -> list[int]:
         """Rounds of the checkpoints there are, ascending."""
@@ -91,31 +97,30 @@ class CheckpointStore:
         """One round's checkpoint; ArtifactError when a file is missing or its digest is wrong."""
         folder = self.folder / f"round-{number:06d}"
         try:
-            state = json.loads((folder / STATE).read_text())
+            whole = json.loads((folder / STATE).read_text())
+            state = whole["state"]
+            if _state_digest(state) != whole["sha256"]:
+                raise ArtifactError(f"checkpoint {folder / STATE}: it was changed")
             parts = {}
             for part in PARTS:
                 path = folder / f"{part}.safetensors"
                 if _digest(path) != state["sha256"][part]:
                     raise ArtifactError(f"checkpoint {path}: its sha256 is not the recorded one")
                 parts[part] = load(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"checkpoint {folder}: {error}") from None
         return Checkpoint(state["round"], **parts, notes=state["notes"])
 
     def _sweep(self) -> None:
         """Remove drafts that a killed server left behind."""
-        for draft in self.folder.glob(".draft-*"):
+        for draft in self.folder.glob(f"{DRAFT}*"):
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _state_digest(state: object) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -77,7 +77,6 @@ class Children:
             if log.exists():
                 log.replace(log.with_suffix(".log.1"))
             running = _Running(child, log)
-            self._running[child.name] = running
             self._launch(running)
             self._await_ready(running, stop)
 
@@ -108,6 +107,7 @@ class Children:
 
     def _launch(self, running: "_Running") -> None:
         running.launch()
+        self._running[running.child.name] = running
         self._tell("+", running.process.pid)
 
     def _restart(self, running: "_Running", stop: threading.Event) -> None:

@@ -28,7 +28,7 @@ class RoundConfig(_Section):
     """Rounds of training: how many, how long each may take, how many replies make one."""
 
     rounds: int = Field(12, ge=1)
-    deadline_s: float = Field(120.0, gt=0)
+    deadline_s: float = Field(120.0, gt=0, le=1e7)
     min_replies: int = Field(1, ge=1)
     min_clients: int = Field(1, ge=1)
     join_timeout_s: float = Field(120.0, gt=0)

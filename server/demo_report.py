@@ -55,7 +55,7 @@ def _device(row: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
         "budget": row["budget"],
         "accuracy": {"fp32": measured["onnx_fp32"]["accuracy"], **accuracy},
         "validation_accuracy": row["validation"],
-        "latency_ms": {kind: found["latency"] for kind, found in measured.items()},
+        "latency_ms": {kind: found["latency_ms"] for kind, found in measured.items()},
         "size_bytes": row["size_bytes"],
         "files": {
             "tflite": row["files"]["tflite_int8"],
@@ -78,7 +78,7 @@ def print_report(report: dict[str, Any], out: Path) -> None:
             "fp32": f"{device['accuracy']['fp32']:.3f}",
             "tflite int8": f"{device['accuracy']['tflite_int8']:.3f}",
             "onnx int8": f"{device['accuracy']['onnx_int8']:.3f}",
-            "ms": f"{device['latency_ms']['tflite_int8']['median_ms']:.3f}",
+            "ms": f"{device['latency_ms']['tflite_int8']['median']:.3f}",
         }
         for device in report["devices"]
     ]

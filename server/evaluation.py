@@ -3,6 +3,7 @@
 The server needs no data. What devices return adds up: sums and counts, minima and maxima.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -190,6 +191,9 @@ class FederatedEvaluator:
         def read(name: str, answer: GoodAnswer[RangesReply]) -> tuple[Ranges, ...]:
             if len(answer.body.ranges) != len(plan[name]):
                 raise MessageError(f"ranges of {len(plan[name])} files expected")
+            for ranges in answer.body.ranges:
+                if not all(-math.inf < low <= high < math.inf for low, high in ranges.values()):
+                    raise MessageError("ranges: one is not finite, or its ends are swapped")
             return answer.body.ranges
 
         found: dict[int, list[Ranges]] = {}
@@ -321,10 +325,15 @@ def _file_figures(verdicts: Sequence[tuple[int, Verdict]]) -> list[FileMeasured]
             file=Measured(sum(verdict.correct[place] for _, verdict in verdicts), examples),
             reference=reference,
             agree=sum(verdict.agree[place] for _, verdict in verdicts),
-            max_difference=max(verdict.max_difference[place] for _, verdict in verdicts),
+            max_difference=_worst([verdict.max_difference[place] for _, verdict in verdicts]),
         )
         for place in range(len(verdicts[0][1].correct))
     ]
+
+
+def _worst(differences: Sequence[float]) -> float:
+    # Python's max passes over a NaN or keeps it, as the order has it; no bound holds for one.
+    return max(math.inf if math.isnan(gap) else gap for gap in differences)
 
 
 def _blob(parts: Sequence[bytes]) -> Values:

@@ -12,6 +12,9 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            with path.open("a") as file:  # a killed server's last line may be half
+                file.write("\n")
 
     def __call__(self, event: str, **fields: object) -> None:
         """Write one event; whole lines only, so that a reader never sees half of one."""
@@ -30,4 +33,8 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, object]
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # what a killed server left
+            yield event, offset

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Generic, TypeVar
 
@@ -51,12 +51,22 @@ class Exchange:
         """Nodes that are online now."""
         return list(self.grid.get_node_ids())
 
-    def busy(self) -> frozenset[int]:
-        """Nodes that still owe a late reply: sent another message they would do the old one first."""
-        for message in list(self._owing):
-            if any(True for _ in self.grid.pull_messages([message])):
-                del self._owing[message]
-        return frozenset(self._owing.values())
+    def busy(
+        self, least: int = 0, of: Collection[int] = (), wait_s: float = 0.0
+    ) -> frozenset[int]:
+        """Nodes that still owe a late reply: sent another message they would do the old one first.
+
+        Waits up to `wait_s` seconds until at least `least` of the nodes `of` owe none.
+        """
+        end = time.monotonic() + wait_s
+        while True:
+            for message in list(self._owing):
+                if any(True for _ in self.grid.pull_messages([message])):
+                    del self._owing[message]
+            owing = frozenset(self._owing.values())
+            if not owing or len(set(of) - owing) >= least or time.monotonic() >= end:
+                return owing
+            time.sleep(self._poll_s)
 
     def ask(
         self, requests: Iterable[Request], reply: type[B], deadline_s: float, group: str = ""

@@ -107,8 +107,7 @@ class Roll:
             )
         self._check_data(profile)
         budget = self._config.classes[profile.device_class].budget()
-        recipe, deadline_s = self._config.recipe, self._config.round.deadline_s
-        limits = training_limits(profile, budget, recipe, deadline_s)
+        limits = training_limits(self._space, profile, budget, self._config)
         require_fit(self._space, limits.budget, limits.batch_size, f"device {profile.device}")
         member = Member(node, profile, limits, budget)
         self._known[profile.device] = member

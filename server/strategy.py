@@ -65,7 +65,11 @@ class SupernetStrategy(Strategy):
         while training.round < config.round.rounds:
             self._roll.refresh()
             fleet = self._roll.fleet()
-            assignments = training.assignments(fleet, self._exchange.busy())
+            # With every node late, the next rounds would be abandoned before one could answer.
+            busy = self._exchange.busy(
+                config.round.min_replies, fleet.by_node(), config.round.deadline_s
+            )
+            assignments = training.assignments(fleet, busy)
             answers = self._exchange.ask(
                 training.requests(assignments),
                 TrainReply,

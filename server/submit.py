@@ -6,6 +6,7 @@ nearly all of it importing).
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,7 +176,10 @@ clientapp = "{apps.client_app}"
 {config}
 """
     try:
-        content, _metadata = build_fab_from_files({"pyproject.toml": text.encode()})
+        with warnings.catch_warnings():
+            # Flower's own use of a library, which its users can do nothing about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            content, _metadata = build_fab_from_files({"pyproject.toml": text.encode()})
     except ValueError as error:
         raise UsageError(f"the run cannot be described to Flower: {error}") from None
     return bytes(content)

@@ -73,7 +73,7 @@ class Training:
         if found.notes.get("fingerprint") != self.fingerprint():
             raise RunError(
                 f"checkpoint of round {found.round} in {self.store.folder} belongs to another "
-                "configuration (space, seed, recipe, classes or server optimizer differ); "
+                "configuration (space, seed, recipe, classes, server or round differ); "
                 "start a new run or restore the configuration"
             )
         self.round, self.weights = found.round, found.weights
@@ -86,8 +86,11 @@ class Training:
         """The parts of the configuration that decide the weights."""
         dump = self.config.model_dump(mode="json")
         parts = {key: dump[key] for key in ("seed", "recipe", "server", "classes")}
-        # The cosine schedule's end is part of what decides them.
-        return {**parts, "rounds": self.config.round.rounds, "space": plain(self.space.to_dict())}
+        names = ["candidates", "max_update_ratio", "max_weight_share"]
+        if self.config.recipe.lr_schedule == "cosine":  # its end is part of what decides them
+            names.append("rounds")
+        rounds = {name: dump["round"][name] for name in names}
+        return {**parts, "round": rounds, "space": plain(self.space.to_dict())}
 
     def assignments(self, fleet: Fleet, busy: frozenset[int] = frozenset()) -> Assignments:
         """Node → (member, subnet) for the coming round, leaving out nodes that are busy."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..protos.inference import ACTIVATION, Ranges
 from ..protos.manifest import TensorSpec
 from ..supernet.errors import ExportError
+from .ranges import with_width
 from .tflite import quiet
 
 OPSET = 18
@@ -83,7 +84,10 @@ def quantize_onnx(source: Path, ranges: Ranges, target: Path) -> None:
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.registry import QDQRegistry
 
-        limits = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+        limits = {
+            name: (np.float32(low), np.float32(high))
+            for name, (low, high) in with_width(ranges).items()
+        }
         try:
             quantizer = QDQQuantizer(
                 model,
@@ -98,6 +102,7 @@ def quantize_onnx(source: Path, ranges: Ranges, target: Path) -> None:
                 extra_options={},
             )
             quantizer.quantize_model()
+            quantizer.model.topological_sort()  # the format asks for it; the quantizer appends
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ExportError(f"ONNX int8: {error}") from error
         done = quantizer.model.model

@@ -6,7 +6,7 @@ Guo et al. 2020, and once-for-all, Cai et al. 2020).
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from ..supernet.errors import UsageError
@@ -14,7 +14,8 @@ from ..supernet.space import Arch, Space
 
 Score = Callable[[Arch], float]
 Fits = Callable[[Arch], bool]
-MAX_DRAWS = 200
+# Rejection keeps a draw uniform; in a tight budget it would go on for ever.
+MAX_DRAWS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,24 +90,29 @@ def evolve(
     for _ in range(settings.generations):
         parents = sorted(dict.fromkeys(population), key=scored, reverse=True)
         parents = parents[: max(2, settings.population // 2)]
-        children = [
-            _child(space, parents, fits, settings.mutation, rng)
-            for _ in range(settings.population - len(parents))
-        ]
-        population = parents + children
+        population = list(parents)
+        while len(population) < settings.population:
+            population.append(_child(space, parents, fits, known, settings.mutation, rng))
+            scored(population[-1])
         history.append(max(scored(arch) for arch in population))
     ranked = sorted(known.items(), key=lambda pair: pair[1], reverse=True)
     return Found(tuple(ranked), tuple(history), len(known))
 
 
 def _child(
-    space: Space, parents: list[Arch], fits: Fits, mutation: float, rng: random.Random
+    space: Space,
+    parents: list[Arch],
+    fits: Fits,
+    known: Container[Arch],
+    mutation: float,
+    rng: random.Random,
 ) -> Arch:
+    """One that nobody scored yet, where a few draws find one: a known one tells nothing new."""
     for _ in range(MAX_DRAWS):
         if rng.random() < 0.5:
             child = space.mutate(rng.choice(parents), mutation, rng)
         else:
             child = space.crossover(rng.choice(parents), rng.choice(parents), rng)
-        if fits(child):
+        if child not in known and fits(child):
             return child
     return random_that_fits(space, fits, rng)

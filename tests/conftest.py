@@ -7,8 +7,8 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
-import torch
-from hypothesis import HealthCheck, Phase, settings
+import torch  # noqa: E402 - it reads the variables above
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 # Sums depend on the number of threads; the machine has few cores, and other tests use them.
 torch.set_num_threads(1)

@@ -2,11 +2,10 @@
 
 import random
 
-from hypothesis import strategies as st
-
 from fedofa.supernet.families.catalogue import PRESETS
 from fedofa.supernet.families.mobilenet import MobileNetSpace, Stage
 from fedofa.supernet.space import Arch, Space
+from hypothesis import strategies as st
 
 DIGITS, SMALL = PRESETS["digits"], PRESETS["small"]
 
@@ -46,9 +45,7 @@ some_space: st.SearchStrategy[Space] = st.one_of(st.sampled_from((DIGITS, SMALL)
 
 
 @st.composite
-def architectures(
-    draw: st.DrawFn, of: st.SearchStrategy[Space] = some_space
-) -> tuple[Space, Arch]:
+def architectures(draw: st.DrawFn, of: st.SearchStrategy[Space] = some_space) -> tuple[Space, Arch]:
     """A space and one of its architectures; the largest and the smallest are likely."""
     space = draw(of)
     return space, draw(archs_of(space))
@@ -61,9 +58,7 @@ def archs_of(space: Space) -> st.SearchStrategy[Arch]:
 
 
 @st.composite
-def nested(
-    draw: st.DrawFn, of: st.SearchStrategy[Space] = some_space
-) -> tuple[Space, Arch, Arch]:
+def nested(draw: st.DrawFn, of: st.SearchStrategy[Space] = some_space) -> tuple[Space, Arch, Arch]:
     """A space, an architecture, and one inside it."""
     space, outer = draw(architectures(of))
     inner = space.sample_within(outer, random.Random(draw(st.integers(0, 2**32 - 1))))

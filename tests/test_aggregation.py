@@ -3,17 +3,11 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-
 from fedofa.protos.messages import EvaluateReply
 from fedofa.server.aggregation.overlap_mean import OverlapMean
 from fedofa.server.exchange import Answer, in_order
@@ -22,8 +16,13 @@ from fedofa.server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from fedofa.supernet.axes import Region, Regions, regions, shape_of
 from fedofa.supernet.space import Space
 from fedofa.supernet.weights import gather, initial, shapes_of, split
-
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import DIGITS, some_space
+from torch import Tensor
 
 Weights = dict[str, Tensor]
 Update = tuple[Weights, Regions, float]
@@ -205,7 +204,7 @@ def _whole(value: Tensor) -> Region:
 
 def test_answers_come_in_order_each_once_and_failures_keep_their_place() -> None:
     body = EvaluateReply(device="d", examples=1, correct=())
-    values = {7: np.arange(3, dtype=np.float32), 9: np.arange(2, dtype=np.float64)}
+    values: dict[int, Any] = {7: np.arange(3, dtype=np.float32), 9: np.arange(2, dtype=np.float64)}
     given_answers = [
         Answer(5, None, None, "error 2: gone"),
         Answer(9, body, values[9]),
@@ -281,7 +280,7 @@ class Reference:
 @given(seed=st.integers(0, 999))
 @settings(max_examples=15)
 def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int) -> None:
-    config = ServerOptimizerConfig(optimizer=kind, lr=0.7, tau=0.01)  # type: ignore[arg-type]
+    config = ServerOptimizerConfig(optimizer=kind, lr=0.7, tau=0.01)
     rng = np.random.default_rng(seed)
     weights = {"w": torch.from_numpy(rng.normal(size=(3, 4)).astype(np.float32))}
     reference, state = Reference(config, weights["w"].numpy()), Weights()

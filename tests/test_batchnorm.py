@@ -2,19 +2,29 @@
 
 import copy
 import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fedofa.client.app import app as honest_app
+from fedofa.client.data import client_data
+from fedofa.client.device import of_node
+from fedofa.protos.flower import from_record, to_record
+from fedofa.protos.messages import MomentsReply
+from fedofa.server.evaluation import FederatedEvaluator, Target
+from fedofa.supernet.batchnorm import Moments, collect, load, merge
+from fedofa.supernet.cost import Budget
+from fedofa.supernet.space import Arch, Space
+from fedofa.supernet.subnet import batch_norms, extract
+from fleets import Run, grid_of, small_config, small_fleet
+from flwr.app import Context, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-
-from fedofa.supernet.batchnorm import Moments, collect, load, merge
-from fedofa.supernet.space import Arch, Space
-from fedofa.supernet.subnet import batch_norms
-
 from strategies import DIGITS, architectures
+from torch import Tensor, nn
 
 
 def module_of(space: Space, arch: Arch, seed: int) -> nn.Module:
@@ -136,3 +146,82 @@ def test_moments_of_other_layers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"stem\.bn"):
         load(module, fewer)
     assert merge([]) == {}
+
+
+# ── over messages, on a fleet ────────────────────────────────────────────────────────────────────
+
+
+def spoiling(change: Callable[[Any], Any]) -> Callable[[Message, Context], Message]:
+    """The ClientApp, but dev-1's moments are changed on their way."""
+
+    def app(message: Message, context: Context) -> Message:
+        reply = honest_app(message=message, context=context)
+        if message.metadata.message_type != "query.moments":
+            return reply
+        if of_node(context.node_config, context.run_config).name != "dev-1":
+            return reply
+        body, values = from_record(MomentsReply, reply.content)
+        assert values is not None
+        return Message(to_record(body, change(values)), reply_to=message)
+
+    return app
+
+
+def evaluator(folder: Path, app: Any) -> tuple[Run, FederatedEvaluator]:
+    run = Run(folder, small_config(), grid_of(small_fleet(folder), app))
+    run.training.weights = {name: value + 0.01 for name, value in run.training.weights.items()}
+    fleet, training = run.roll.gather(), run.training
+    found = FederatedEvaluator(run.exchange, fleet, training.space, training.weights, run.log)
+    found.batch_size = 32
+    return run, found
+
+
+def in_one_place(run: Run, devices: list[int], arch: Arch) -> dict[str, Moments]:
+    """The same batches, one device after the other, without messages."""
+    module = extract(run.training.space, arch, run.training.weights)
+    batches = []
+    for place in devices:
+        mine = client_data(small_fleet(run.folder)[place].source)
+        x = torch.from_numpy(mine.normalized(mine.train.x))
+        batches += [part for part in torch.split(x, 32) if len(part) >= 2]
+    return collect(module, batches)
+
+
+def assert_same(mine: Mapping[str, Moments], theirs: Mapping[str, Moments]) -> None:
+    assert list(mine) == list(theirs)
+    for name in mine:
+        assert mine[name].count == theirs[name].count
+        np.testing.assert_allclose(mine[name].mean, theirs[name].mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(mine[name].variance, theirs[name].variance, rtol=1e-5)
+
+
+def test_the_fleets_statistics_are_those_of_one_place(tmp_path: Path) -> None:
+    run, asked = evaluator(tmp_path, honest_app)
+    space = run.training.space
+    small, large = space.smallest(), space.largest()
+    bound = Budget(params=3000)
+    found = asked.statistics([Target(small, bound), Target(large, Budget())])
+    assert_same(found[0], in_one_place(run, [0, 1, 2], small))
+    assert_same(found[1], in_one_place(run, [0], large))  # the others may not hold it
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: np.where(np.arange(len(values)) == 3, np.nan, values),
+        lambda values: values[:-1],
+        lambda values: values.astype(np.float32),
+        lambda values: None,
+    ],
+    ids=["nan", "short", "dtype", "none"],
+)
+def test_one_devices_bad_moments_are_left_out_and_named(
+    tmp_path: Path, change: Callable[[Any], Any]
+) -> None:
+    run, asked = evaluator(tmp_path, spoiling(change))
+    small = run.training.space.smallest()
+    (found,) = asked.statistics([Target(small, Budget(params=3000))])
+    assert_same(found, in_one_place(run, [0, 2], small))
+    (told,) = run.events("no_answer")
+    assert told["device"] == "dev-1"
+    assert "moments" in told["reason"]

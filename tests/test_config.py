@@ -4,14 +4,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
 from fedofa.client.profile import read_profile
 from fedofa.server.config import RunConfig, parse_config, read_config
 from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.families.catalogue import PRESETS
 
-SMALL_CONFIG = {"classes": {"phone": {}}}
+SMALL_CONFIG: dict[str, object] = {"classes": {"phone": {}}}
 WRITTEN = """
 name = "night"
 seed = 7
@@ -71,7 +70,10 @@ def test_a_configuration_comes_back_from_its_dump() -> None:
         ({"classes": {"phone": {"mac": 3}}}, ["'mac'", "[classes.phone]", "did you mean 'macs'"]),
         ({"search": {"zzz": 3}}, ["'zzz'", "[search]", "samples"]),
         ({"simulation": {"client": {}}}, ["'client'", "[simulation]", "'clients'"]),
-        ({"space": {"preset": "digits", "head_width": 3}}, ["'head_width'", "[space]", "head_widths"]),
+        (
+            {"space": {"preset": "digits", "head_width": 3}},
+            ["'head_width'", "[space]", "head_widths"],
+        ),
         ({"export": {"format": []}}, ["'format'", "[export]", "'formats'"]),
     ],
 )

@@ -6,18 +6,16 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from hypothesis import given
-from torch import Tensor, fx, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
-
 from fedofa.supernet.cost import Budget, Cost, cost
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.families.catalogue import PRESETS
 from fedofa.supernet.space import Arch, Space
-
+from hypothesis import given
 from strategies import DIGITS, SMALL, architectures
+from torch import Tensor, fx, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 MOBILE = PRESETS["mobile"]
 IN_PLACE_LAYERS = (nn.BatchNorm2d, nn.ReLU, nn.Hardswish, nn.Hardsigmoid, nn.Identity)

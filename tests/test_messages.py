@@ -11,10 +11,6 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from fedofa.protos import messages
 from fedofa.protos.flower import BODY, FLAT, VALUES, from_record, to_record
 from fedofa.protos.manifest import FILE_NAMES, FileEntry, FileKind, Normalization, TensorSpec
@@ -26,7 +22,9 @@ from fedofa.supernet.cost import cost
 from fedofa.supernet.space import Arch, Space
 from fedofa.supernet.subnet import batch_norms
 from fedofa.supernet.weights import digest, initial, shapes_of, size_of
-
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import DIGITS, archs_of, some_space
 
 SPEC = TensorSpec(name="x", shape=(1, 8), dtype="int8", scale=0.5, zero_point=-3)
@@ -145,7 +143,7 @@ def with_json(text: Any) -> RecordDict:
 
 def mutations(value: Any) -> list[Any]:
     """Other JSON values of another type than this one's."""
-    others = [None, True, "1", 1.5, -1, [], {}, [[]], {"a": {}}, 10**30, "\x00"]
+    others: list[Any] = [None, True, "1", 1.5, -1, [], {}, [[]], {"a": {}}, 10**30, "\x00"]
     return [other for other in others if type(other) is not type(value)]
 
 
@@ -164,12 +162,11 @@ def test_a_body_with_a_field_missing_added_or_of_another_type_is_refused(body: B
                 continue  # numbers of another size are for the checks of values
             if name == "space" or (value is None and other in (10**30, -1)):
                 continue
-            try:
-                kind.from_json(json.dumps({**rest, name: other}))
-            except MessageError as error:
-                assert name in str(error)
+            text = json.dumps({**rest, name: other})
+            if isinstance(other, list | dict | str):  # another content may be a right one
+                _only_message_error(kind, text)
             else:
-                assert isinstance(other, list | dict | str), (name, other)
+                assert name in refused(kind, with_json(text))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +240,9 @@ def test_text_that_is_no_body_is_refused(text: str) -> None:
 
 @given(st.sampled_from(BODIES), st.data())
 @settings(max_examples=150)
-def test_a_changed_text_is_refused_or_read_and_nothing_else(body: Body, data: st.DataObject) -> None:
+def test_a_changed_text_is_refused_or_read_and_nothing_else(
+    body: Body, data: st.DataObject
+) -> None:
     text = body.to_json()
     begin = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(begin, min(len(text), begin + 8)))
@@ -271,10 +270,9 @@ def test_a_changed_field_is_refused_or_read_and_nothing_else(
 def _only_message_error(kind: type[Body], text: str) -> None:
     try:
         body = kind.from_json(text)
-    except MessageError as error:
-        assert str(error).startswith(kind.__name__)
-    else:
-        assert kind.from_json(body.to_json()).to_json() == body.to_json()
+    except MessageError:
+        return
+    assert kind.from_json(body.to_json()).to_json() == body.to_json()
 
 
 # ── arrays that no honest sender writes ──────────────────────────────────────────────────────────
@@ -334,7 +332,7 @@ HOSTILE_ARRAYS: list[tuple[str, tuple[int, ...], str, bytes]] = [
     ("float32", (5,), "numpy.ndarray", npy(FLOATS.astype(">f4"))),
     ("float32", (5, 1), "numpy.ndarray", npy(FLOATS[:, None])),
     ("float32", (5,), "numpy.ndarray", npy(FLOATS[:, None])),
-    ("float32", (), "numpy.ndarray", npy(np.float32(1))),
+    ("float32", (), "numpy.ndarray", npy(np.array(1, np.float32))),
     ("float16", (5,), "numpy.ndarray", npy(FLOATS.astype(np.float16))),
     ("int64", (5,), "numpy.ndarray", npy(FLOATS.astype(np.int64))),
     ("float32", (5,), "numpy.ndarray", npy(FLOATS)[:-1]),

@@ -4,14 +4,12 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor, nn
-
 from fedofa.supernet.axes import (
     Selection,
     accumulate,
@@ -34,8 +32,10 @@ from fedofa.supernet.families.mobilenet import MobileNetSpace, Stage, make_divis
 from fedofa.supernet.space import Arch, Gene, Space, plain
 from fedofa.supernet.subnet import extract, on_views, regions_within, static
 from fedofa.supernet.weights import digest, gather, initial, load, save, shapes_of, split
-
+from hypothesis import given
+from hypothesis import strategies as st
 from strategies import DIGITS, architectures, nested, spaces
+from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
 TOLERANCE = 1e-5
@@ -265,7 +265,7 @@ def test_any_selection_reads_and_writes_what_numpy_would(
     assert np.array_equal(target.numpy(), oracle)
 
     leaf = torch.from_numpy(base.copy()).requires_grad_()
-    view(leaf, region).backward(torch.from_numpy(values))
+    view(leaf, region).backward(torch.from_numpy(values))  # type: ignore[no-untyped-call]
     gradient = np.zeros_like(base)
     gradient[at] = values
     assert leaf.grad is not None
@@ -355,7 +355,7 @@ def test_initial_weights_are_spread_as_he_et_al_say() -> None:
             assert bool((value == 1).all())
 
 
-def test_a_weights_file_comes_back_bit_for_bit_and_a_damaged_one_is_refused(tmp_path) -> None:
+def test_a_weights_file_comes_back_bit_for_bit_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     weights, path = initial(DIGITS, 0), tmp_path / "w.safetensors"
     save(path, weights, {"round": "3"})
     assert digest(load(path)) == digest(weights)
@@ -390,7 +390,7 @@ def test_the_digest_sees_names_shapes_and_bytes() -> None:
 def test_a_wrong_architecture_is_refused_naming_gene_value_and_what_is_allowed(
     change: dict[str, object], words: list[str]
 ) -> None:
-    values = {**DIGITS.smallest(), **change}
+    values: dict[str, Any] = {**DIGITS.smallest(), **change}
     with pytest.raises(UsageError) as error:
         DIGITS.arch({k: v for k, v in values.items() if v is not None})
     assert all(word in str(error.value) for word in words), error.value

@@ -250,7 +250,7 @@ class MobileNetSpace(Space):
         if not isinstance(stages, list | tuple) or not all(isinstance(s, Mapping) for s in stages):
             raise UsageError("space mobilenet: stages must be a list of tables")
         try:
-            made = tuple(Stage(**_tuples(stage)) for stage in stages)
+            made = tuple(Stage(**_tuples(stage)) for stage in stages)  # type: ignore[arg-type]
             return cls(**_tuples(raw), stages=made)  # type: ignore[arg-type]
         except TypeError as error:  # a missing or an unknown field; values are checked in there
             raise UsageError(

@@ -1,0 +1,246 @@
+"""Exported files against the networks they come from: floats, int8, refusals, bytes."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fedofa.protos.inference import observe_ranges, open_model
+from fedofa.protos.manifest import FILE_NAMES, FileKind
+from fedofa.specialize import onnx_export, tflite, verify
+from fedofa.specialize.export import FLOATS, INTS
+from fedofa.specialize.folding import folded
+from fedofa.specialize.ranges import merge
+from fedofa.supernet.errors import ExportError
+from torch import nn
+from toy_networks import (
+    FORMATS,
+    Hidden,
+    conv_net,
+    digits,
+    digits_files,
+    export,
+    mlp_files,
+    mlp_inputs,
+    quantize,
+)
+
+FLOAT_KINDS: tuple[FileKind, ...] = ("tflite_fp32", "onnx_fp32")
+INT_KINDS: tuple[FileKind, ...] = ("tflite_int8", "onnx_int8")
+
+
+def broken_norm_net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.BatchNorm2d(2))
+
+
+@pytest.mark.parametrize("kind", FLOAT_KINDS)
+def test_a_float_file_gives_the_outputs_of_its_network(kind: FileKind, tmp_path: Path) -> None:
+    for files, x in ((digits_files(), digits().test_x), (mlp_files(), mlp_inputs(50, seed=1))):
+        (entry,) = files.write(tmp_path, kind)
+        output = open_model(tmp_path / entry.name, entry).run(x)
+        np.testing.assert_allclose(output, files.reference(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", INT_KINDS)
+def test_int8_keeps_the_accuracy_within_one_point(kind: FileKind, tmp_path: Path) -> None:
+    files, data = digits_files(), digits()
+    (entry,) = files.write(tmp_path, kind)
+    reference = (files.reference(data.test_x).argmax(1) == data.test_y).mean()
+    output = open_model(tmp_path / entry.name, entry).run(data.test_x)
+    assert reference > 0.9
+    assert (output.argmax(1) == data.test_y).mean() >= reference - 0.01
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_ranges_merged_from_devices_give_the_same_int8_file_as_pooled_ones(
+    form: str, tmp_path: Path
+) -> None:
+    files, x = digits_files(), digits().x[:256]
+    kind = FLOATS[form]
+    parts = [
+        observe_ranges(files.observable[form], kind, x[begin:end])
+        for begin, end in ((0, 1), (1, 90), (90, 91), (91, 256))
+    ]
+    assert merge(parts) == files.ranges[form] != parts[1]
+    (entry,) = files.write(tmp_path, kind)
+    merged = quantize(form, tmp_path / entry.name, merge(parts), tmp_path / "merged")
+    assert merged == files.contents[INTS[form]]
+    narrower = quantize(form, tmp_path / entry.name, parts[1], tmp_path / "narrower")
+    assert narrower != merged
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_activation_of_an_int8_file_is_observed_and_a_missing_one_named(
+    form: str, tmp_path: Path
+) -> None:
+    files = mlp_files()
+    (entry,) = files.write(tmp_path, FLOATS[form])
+    for name in files.ranges[form]:
+        rest = {other: found for other, found in files.ranges[form].items() if other != name}
+        with pytest.raises(ExportError, match=f"no range for tensor {name}"):
+            quantize(form, tmp_path / entry.name, rest, tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("hidden", ["inactive", "weightless"])
+def test_layers_that_are_never_active_and_channels_without_weights_do_not_spoil_int8(
+    hidden: Hidden, form: str, tmp_path: Path
+) -> None:
+    files, x = mlp_files(hidden), mlp_inputs()
+    assert ((0.0, 0.0) in files.ranges[form].values()) == (hidden == "inactive")
+    (entry,) = files.write(tmp_path, INTS[form])
+    output = open_model(tmp_path / entry.name, entry).run(x)
+    assert np.abs(output - files.reference(x)).max() < 0.01
+
+
+def test_exporting_again_gives_the_same_bytes_and_says_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = mlp_files()
+    capfd.readouterr()
+    again = export(before.net, torch.zeros(1, 6), mlp_inputs())
+    assert capfd.readouterr() == ("", "")
+    assert again.contents == before.contents
+    assert again.observable == before.observable
+
+
+def test_tflite_files_hold_int8_between_input_and_output_and_aligned_data() -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    for kind, activations in (("tflite_fp32", 0), ("tflite_int8", 9)):
+        content = digits_files().contents[kind]  # type: ignore[index]
+        graph = schema.ModelT.InitFromPackedBuf(content, 0).subgraphs[0]
+        held = {tensor.type for tensor in graph.tensors if tensor.name.startswith(b"a")}
+        assert held == {activations}  # the schema's numbers of float32 and int8
+        model = schema.Model.GetRootAs(content, 0)
+        buffers = [model.Buffers(at) for at in range(model.BuffersLength())]
+        data = [b._tab.Vector(b._tab.Offset(4)) for b in buffers if b.DataLength()]
+        assert len(data) > 20
+        assert not [at for at in data if at % 16]
+
+
+def test_onnx_files_carry_no_texts_and_no_constant_twice() -> None:
+    import onnx
+
+    for kind in ("onnx_fp32", "onnx_int8"):
+        model = onnx.load_from_string(digits_files().contents[kind])  # type: ignore[index]
+        onnx.checker.check_model(model, full_check=True)
+        texts = (model.doc_string, model.producer_name, model.graph.doc_string)
+        assert set(texts) == {""}
+        nodes = [
+            (node.name, node.doc_string, len(node.metadata_props)) for node in model.graph.node
+        ]
+        assert set(nodes) == {("", "", 0)}
+        constants = set()
+        for tensor in model.graph.initializer:
+            tensor.name = ""
+            constants.add(tensor.SerializeToString())
+        assert len(constants) == len(model.graph.initializer)
+
+
+@pytest.mark.parametrize("kind", [*FLOAT_KINDS, *INT_KINDS])
+def test_scale_and_zero_point_are_recorded_where_a_file_needs_them(kind: FileKind) -> None:
+    entry, ranges = digits_files().entries[kind], digits_files().ranges
+    for spec, shape in zip((*entry.inputs, *entry.outputs), ((1, 1, 8, 8), (1, 10)), strict=True):
+        assert spec.shape == shape
+        assert spec.dtype == ("int8" if kind == "tflite_int8" else "float32")
+        assert (spec.scale is not None) == (spec.zero_point is not None) == (spec.dtype == "int8")
+    if kind == "tflite_int8":
+        low, high = ranges["tflite"][digits_files().entries["tflite_fp32"].inputs[0].name]
+        assert entry.inputs[0].scale == pytest.approx((high - low) / 255, rel=0.01)
+
+
+def test_folding_removes_normalization_and_keeps_the_function() -> None:
+    torch.manual_seed(3)
+    net = conv_net().train()
+    with torch.no_grad():
+        net(torch.randn(64, 1, 8, 8) * 2 + 1)
+    net.eval()
+    x = torch.randn(16, 1, 8, 8)
+    with torch.no_grad():
+        before, after = net(x), folded(net)(x)
+    assert torch.allclose(before, after, atol=1e-5)
+    assert not [m for m in folded(net).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_a_norm_layer_that_cannot_be_folded_is_named() -> None:
+    with pytest.raises(ExportError, match=r"^2: .*follows no convolution"):
+        folded(broken_norm_net())
+
+
+class Unexportable(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvals(x @ x.T).real
+
+
+@pytest.mark.parametrize("export_one", [tflite.export_tflite, onnx_export.export_onnx])
+def test_a_network_that_a_converter_refuses_is_an_export_error(
+    export_one: object, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"^(TFLite|ONNX) export: "):
+        export_one(Unexportable(), torch.zeros(1, 6), tmp_path / "file")  # type: ignore[operator]
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_verified_in_a_fresh_process_against_the_network(tmp_path: Path) -> None:
+    files, data = digits_files(), digits()
+    entries = files.write(tmp_path)
+    x, y = data.test_x[:100], data.test_y[:100]
+    found = verify.verify(tmp_path, entries, x, files.reference(x), y)
+    assert [compared.kind for compared in found] == [entry.kind for entry in entries]
+    for compared in found:
+        assert compared.agreement > 0.97
+        assert compared.max_difference < (1e-4 if compared.kind.endswith("fp32") else 2.5)
+    off = files.reference(x) + np.float32(0.01)
+    with pytest.raises(ExportError, match=r"tflite_fp32: off by 0\.01.* limit is 0\.001"):
+        verify.verify(tmp_path, entries, x, off, y)
+
+
+def test_a_file_that_loses_accuracy_or_has_another_output_is_named() -> None:
+    right = np.eye(3, dtype=np.float32)
+    wrong = right[[1, 0, 2]]
+    labels = np.arange(3)
+    limits = verify.Limits(max_accuracy_drop=0.5)
+    with pytest.raises(ExportError, match=r"onnx_int8: loses 0\.667 of accuracy.* 0\.5"):
+        verify.compare({"onnx_int8": wrong}, right, labels, limits)
+    (compared,) = verify.compare({"onnx_int8": wrong}, right, None, limits)
+    assert compared == verify.Compared("onnx_int8", 1.0, pytest.approx(1 / 3), None)
+    with pytest.raises(ExportError, match=r"onnx_int8: output \(3, 2\)"):
+        verify.compare({"onnx_int8": right[:, :2]}, right, labels, limits)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_damaged_file_is_named_by_the_process_that_opens_it(place: int, tmp_path: Path) -> None:
+    entries = mlp_files().write(tmp_path)
+    path = tmp_path / entries[place].name
+    path.write_bytes(b"damaged" * 9)
+    with pytest.raises(ExportError, match=f"{path.name}: .* does not load"):
+        verify.outputs_in_fresh_process(tmp_path, entries, mlp_inputs(2))
+
+
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [("kill -SEGV $$", "crashed.*signal 11"), ("exec sleep 60", "no result within 1 s")],
+)
+def test_a_runtime_that_crashes_or_hangs_is_an_export_error(
+    does: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands in for the runtime: a process that answers for one file and then goes wrong."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho '[[0.5]]'\n{does}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    entries = mlp_files().write(tmp_path)
+    with pytest.raises(ExportError, match=f"{entries[1].name}: {message}"):
+        verify.outputs_in_fresh_process(tmp_path, entries, mlp_inputs(1), timeout_s=1)
+
+
+def test_an_output_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    (entry,) = mlp_files().write(tmp_path, "onnx_fp32")
+    x = mlp_inputs(2)
+    x[1] = np.inf
+    with pytest.raises(ExportError, match=f"{FILE_NAMES['onnx_fp32']}: its output is not finite"):
+        verify.outputs_in_fresh_process(tmp_path, [entry], x)
