@@ -90,7 +90,9 @@ def _by_hand(space: Space, arch: Arch) -> nn.Module:
     ):
         out = arch.count(f"s{stage}.width")
         for block in range(arch.count(f"s{stage}.depth")):
-            expand, kernel = (arch.count(f"s{stage}.b{block}.{gene}") for gene in ("expand", "kernel"))
+            expand, kernel = (
+                arch.count(f"s{stage}.b{block}.{gene}") for gene in ("expand", "kernel")
+            )
             layers.append(
                 _Block(width, _round8(width * expand), out, kernel, stride if block == 0 else 1, act, se,
                        skip=block > 0)
@@ -114,7 +116,7 @@ class _Block(nn.Module):
         self.project = _conv(mid, out, 1, act=None)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(self.expand(x))
+        y: Tensor = self.depthwise(self.expand(x))
         if self.gate is not None:
             y = y * self.gate(y)
         y = self.project(y)
@@ -122,13 +124,19 @@ class _Block(nn.Module):
 
 
 def _conv(
-    width: int, out: int, kernel: int, *, act: type[nn.Module] | None, stride: int = 1, groups: int = 1
+    width: int,
+    out: int,
+    kernel: int,
+    *,
+    act: type[nn.Module] | None,
+    stride: int = 1,
+    groups: int = 1,
 ) -> nn.Sequential:
     layers = [
         nn.Conv2d(width, out, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out),
     ]
-    return nn.Sequential(*layers, *([act(inplace=True)] if act else []))  # type: ignore[call-arg]
+    return nn.Sequential(*layers, *([act(inplace=True)] if act else []))
 
 
 def _gate(mid: int) -> nn.Sequential:

@@ -29,7 +29,8 @@ def paired(
     """Time `calls` calls of each in turn, `repeats` times; the order alternates."""
     for work in (ours, reference):
         work()
-    mine, theirs = [], []
+    mine: list[float] = []
+    theirs: list[float] = []
     for repeat in range(repeats):
         pairs = [(mine, ours), (theirs, reference)]
         for times, work in pairs if repeat % 2 else reversed(pairs):

@@ -28,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
-def pull(  # noqa: PLR0913 - one parameter an option
+def pull(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The depot.")],
     device_class: DeviceClass,
     store: Store = DEFAULT_STORE,
@@ -131,7 +131,7 @@ DataArg = Annotated[
 
 
 @app.command()
-def join(  # noqa: PLR0913 - one parameter an option
+def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's devices address.")],
     data: Data,
     device_class: Annotated[

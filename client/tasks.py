@@ -136,9 +136,7 @@ def run_verify(device: Device, body: VerifyRequest, values: Values | None) -> Ve
             raise MessageError(f"{size} bytes announced, {len(blob) - at} came")
         verdicts.append(_verdict(space, item, blob[at : at + size], data))
         at += size
-    return VerifyReply(
-        device=device.name, examples=len(data.validation), verdicts=tuple(verdicts)
-    )
+    return VerifyReply(device=device.name, examples=len(data.validation), verdicts=tuple(verdicts))
 
 
 def _verdict(space: Space, item: VerifyItem, blob: bytes, data: ClientData) -> Verdict:

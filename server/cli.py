@@ -143,7 +143,7 @@ def models(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
             "channels": list(listed.channels),
             "manifest_sha256": listed.manifest_sha256,
         }
-        for listed in Registry(state / REGISTRY).models()
+        for listed in Registry(state / REGISTRY).listing()
     ]
     _print(rows, as_json)
 
@@ -174,14 +174,14 @@ def bench(
     import_module("fedofa.benchmarks.run").main(name, as_json)
 
 
-def _config(path: Path, seed: int | None) -> Any:  # noqa: ANN401
+def _config(path: Path, seed: int | None) -> Any:
     from .config import read_config
 
     found = read_config(path)
     return found if seed is None else found.model_copy(update={"seed": seed})
 
 
-def _shown(work: Callable[[Callable[[Any], None]], Any], quiet: bool) -> Any:  # noqa: ANN401
+def _shown(work: Callable[[Callable[[Any], None]], Any], quiet: bool) -> Any:
     """Do the work with its events shown as they come, or silently."""
     if quiet:
         return work(lambda _event: None)
@@ -193,7 +193,7 @@ def _shown(work: Callable[[Callable[[Any], None]], Any], quiet: bool) -> Any:  #
         return work(view)
 
 
-def _print(value: Any, as_json: bool) -> None:  # noqa: ANN401
+def _print(value: Any, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(value, indent=1))
         return

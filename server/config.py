@@ -15,7 +15,6 @@ from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
 from ..supernet.space import Space
 from .optimizer import ServerOptimizerConfig
 
-
 # It becomes part of file names and of devices' profiles.
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 

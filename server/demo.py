@@ -71,7 +71,7 @@ def run_demo(out: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
     config = demo_config(seed)
     _clean(out)
     stage = _Stage(out.resolve(), config)
-    show: Callable[[Event], None] = lambda _event: None
+    show: Callable[[Event], None] = _silent
     with contextlib.ExitStack() as stack:
         if not quiet:
             view = stack.enter_context(View(Console(stderr=True)))
@@ -94,6 +94,10 @@ def run_demo(out: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
     if not quiet:
         print_report(report, out)
     return report
+
+
+def _silent(_event: Event) -> None:
+    pass
 
 
 def _clean(out: Path) -> None:

@@ -51,9 +51,7 @@ class Exchange:
         """Nodes that are online now."""
         return list(self.grid.get_node_ids())
 
-    def busy(
-        self, least: int = 0, of: Collection[int] = (), wait_s: float = 0.0
-    ) -> frozenset[int]:
+    def busy(self, least: int = 0, of: Collection[int] = (), wait_s: float = 0.0) -> frozenset[int]:
         """Nodes that still owe a late reply: sent another message they would do the old one first.
 
         Waits up to `wait_s` seconds until at least `least` of the nodes `of` owe none.

@@ -7,13 +7,13 @@ from flwr.clientapp import ClientApp
 
 from ..protos.device import FLEET_KEY, PARTITION_KEY, DataSource, Device
 from ..supernet.errors import UsageError
+from .app import app as server_app
 from .config import RunConfig, parse_config
 from .jobs import JOB_KEY, Job, run_job
 from .local_grid import LocalGrid
 
 # By name, as Flower itself finds them: the server's code never imports the client's.
 CLIENT_APP = "fedofa.client.app:app"
-SERVER_APP = "fedofa.server.app:app"
 BACKENDS = ("local", "ray")
 
 
@@ -53,7 +53,7 @@ def simulate(job: Job, backend: str = "local") -> None:
         from .simulate_ray import run_on_ray  # Ray is an extra
 
         path = str(job.write())
-        run_on_ray(SERVER_APP, CLIENT_APP, len(fleet), {**run_config, JOB_KEY: path}, 1)
+        run_on_ray(server_app, _client_app(), len(fleet), {**run_config, JOB_KEY: path})
         return
     nodes = [{PARTITION_KEY: place} for place in range(len(fleet))]
     run_job(job, LocalGrid(_client_app(), nodes, run_config))

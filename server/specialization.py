@@ -215,14 +215,16 @@ class Specialization:
             )
             for work in works.values()
         ]
-        figures = self._evaluator.verify(exports)
-        return {name: mine for name, mine in zip(works, figures, strict=True)}
+        figures: list[list[FileMeasured]] = self._evaluator.verify(exports)
+        return dict(zip(works, figures, strict=True))
 
     def _publish(
         self, registry: Registry, name: str, work: _Work, figures: list[FileMeasured]
     ) -> Specialized:
         entries = work.entries or []
-        by_kind = {entry.kind: figure for entry, figure in zip(entries, figures, strict=True)}
+        by_kind: dict[FileKind, FileMeasured] = {
+            entry.kind: figure for entry, figure in zip(entries, figures, strict=True)
+        }
         self._check(by_kind)
         draft = self._manifest(name, work, entries, by_kind)
         paths = {entry.kind: work.folder / entry.name for entry in entries}
@@ -313,6 +315,7 @@ def write_results(path: Path, results: list[Specialized]) -> None:
     for result in results:
         folder = result.manifest_path.parent
         margin = result.choice.margin
+        measured = {str(kind): figure.file.accuracy for kind, figure in result.figures.items()}
         rows.append(
             {
                 "class": result.device_class,
@@ -328,7 +331,7 @@ def write_results(path: Path, results: list[Specialized]) -> None:
                 "validation": {
                     "pytorch": result.choice.best.measured.accuracy,
                     "examples": result.choice.best.measured.examples,
-                    **{kind: figure.file.accuracy for kind, figure in result.figures.items()},
+                    **measured,
                 },
                 "candidates": [
                     {

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def show(value: Any) -> None:  # noqa: ANN401
+def show(value: Any) -> None:
     """A list of records as a table, one record as lines."""
     console = Console()
     if isinstance(value, Mapping):
@@ -44,7 +44,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(item: Any) -> str:  # noqa: ANN401
+def _text(item: Any) -> str:
     if isinstance(item, float):
         return f"{item:.4g}"
     if isinstance(item, int) and not isinstance(item, bool):

@@ -166,7 +166,10 @@ class Training:
 
     def checkpoint(self) -> None:
         """Write the state after the last round."""
-        notes: dict[str, object] = {"fingerprint": self.fingerprint(), "digest": digest(self.weights)}
+        notes: dict[str, object] = {
+            "fingerprint": self.fingerprint(),
+            "digest": digest(self.weights),
+        }
         state = Checkpoint(
             self.round, self.weights, self.optimizer.state, self.coverage.ages, notes
         )

@@ -47,9 +47,7 @@ def on_views(
 
     def forward(x: Tensor) -> Tensor:
         # No two parameters of a family are tied, and looking for ties costs 1 ms a call.
-        logits_bc: Tensor = functional_call(
-            module, view_all(held, where), (x,), tie_weights=False
-        )
+        logits_bc: Tensor = functional_call(module, view_all(held, where), (x,), tie_weights=False)
         return logits_bc
 
     return forward

@@ -109,9 +109,7 @@ def server(folder: Path) -> Iterator[dict[str, Any]]:
         yield {**_addresses(state, folder / "serve.log", process), "process": process}
 
 
-def _addresses(
-    state: Path, log: Path, process: subprocess.Popen[bytes]
-) -> dict[str, Any]:
+def _addresses(state: Path, log: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     end = time.monotonic() + 60
     while not (state / "serve.json").exists():
         assert process.poll() is None, log.read_text()
@@ -179,7 +177,9 @@ def test_the_way_by_hand_works_and_gives_the_same_supernet_as_a_simulation(
 def _ours(pid: int, folder: Path) -> bool:
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and str(folder) in " ".join(process.cmdline())
+        return process.status() != psutil.STATUS_ZOMBIE and str(folder) in " ".join(
+            process.cmdline()
+        )
     return False
 
 
@@ -192,14 +192,17 @@ def test_a_run_whose_server_was_killed_resumes_and_ends_with_the_same_weights(
     config.write_text(CONFIG.format(rounds=6))
     state = tmp_path / "state"
     place = ("--config", str(config), "--state", str(state))
-    with server(tmp_path) as addresses, devices(tmp_path, addresses["devices"]):
-        with started(tmp_path / "run.log", "fedofa.server.cli", "run", *place):
-            _wait_for_round(state, 2)
-            children = psutil.Process(addresses["process"].pid).children(recursive=True)
-            for process in [psutil.Process(addresses["process"].pid), *children]:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            time.sleep(1)
+    with (
+        server(tmp_path) as addresses,
+        devices(tmp_path, addresses["devices"]),
+        started(tmp_path / "run.log", "fedofa.server.cli", "run", *place),
+    ):
+        _wait_for_round(state, 2)
+        mine = psutil.Process(addresses["process"].pid)
+        for process in [*mine.children(recursive=True), mine]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(1)
     done = CheckpointStore(state / "runs" / "tiny" / "checkpoints").rounds()[-1]
     assert 2 <= done < 6
     (state / "serve.json").unlink(missing_ok=True)

@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
+        y: Tensor = self.body(x)
         y = self.project(y * self.gate(y))
         return x + y if self.skip else y
 
@@ -99,9 +99,9 @@ def trained_conv_net(epochs: int = 8) -> nn.Module:
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(64):
+        for rows in torch.randperm(len(x)).split(64):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return net.eval()
 

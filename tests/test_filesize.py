@@ -1,0 +1,76 @@
+"""The file-size model against exported files."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fedofa.protos.inference import observe_ranges
+from fedofa.protos.manifest import FILE_NAMES, FileKind
+from fedofa.specialize.export import FLOATS, INTS, Subnet, export_floats, quantize
+from fedofa.specialize.filesize import OVERHEAD, predicted_size_bytes
+from fedofa.supernet.cost import LayerPlan
+from fedofa.supernet.space import Arch, Space, plain
+from fedofa.supernet.subnet import batch_norms
+from strategies import DIGITS, SMALL
+
+
+def subnet(space: Space, arch: Arch, seed: int) -> Subnet:
+    """Random weights and norm statistics: equal ones would be written once."""
+    torch.manual_seed(seed)
+    module = space.build(arch)
+    parts = [p.detach().numpy().ravel() for p in module.parameters()]
+    rng = np.random.default_rng(seed)
+    for layer in batch_norms(module).values():
+        parts += [rng.normal(size=layer.num_features), rng.uniform(1, 2, layer.num_features)]
+    return Subnet(plain(space.to_dict()), dict(arch), np.concatenate(parts).astype(np.float32))
+
+
+def check(space: Space, arch: Arch, folder: Path, seed: int = 0) -> None:
+    exported = export_floats(subnet(space, arch, seed), ("tflite", "onnx"), folder)
+    x = np.random.default_rng(seed).normal(size=(2, *exported.input_shape)).astype(np.float32)
+    ranges = {f: observe_ranges(c, FLOATS[f], x) for f, c in exported.observable.items()}
+    entries = quantize(folder, ranges)
+    assert (
+        {entry.kind for entry in entries} == set(FILE_NAMES) == {*FLOATS.values(), *INTS.values()}
+    )
+    for entry in entries:
+        predicted = predicted_size_bytes(entry.kind, space.layers(arch))
+        assert predicted == pytest.approx(entry.size_bytes, rel=0.05), entry.kind
+
+
+@pytest.mark.parametrize("space", [DIGITS, SMALL], ids=["digits", "small"])
+def test_the_predicted_size_is_within_5_percent_of_the_files(space: Space, tmp_path: Path) -> None:
+    check(space, space.smallest(), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_predicted_size_is_within_5_percent_for_50_random_architectures(tmp_path: Path) -> None:
+    rng = random.Random(2)
+    for seed in range(50):
+        space = (DIGITS, SMALL)[seed % 2]
+        check(space, space.sample(rng), tmp_path, seed)
+
+
+def plan(
+    pixels: int, stride: int = 1, kernel: int = 3, out: int = 4, *, bias: bool = False
+) -> LayerPlan:
+    after = -(-pixels // stride)
+    return LayerPlan(
+        "x", "conv", out, 2, kernel**2, 2 * pixels**2, out * after**2, bias=bias, norm=not bias
+    )
+
+
+@pytest.mark.parametrize("kind", list(OVERHEAD))
+def test_more_weights_channels_or_layers_never_make_a_file_smaller(kind: FileKind) -> None:
+    few = predicted_size_bytes(kind, [plan(8)])
+    for more in ([plan(8, kernel=5)], [plan(8, out=5)], [plan(8), plan(8)]):
+        assert predicted_size_bytes(kind, more) > few
+
+
+def test_a_stride_over_an_even_number_of_pixels_costs_tflite_a_padding() -> None:
+    pad = OVERHEAD["tflite_int8"].pad
+    sizes = [predicted_size_bytes("tflite_int8", [plan(n, s)]) for n, s in ((8, 1), (7, 2), (8, 2))]
+    assert sizes == [sizes[0], sizes[0], sizes[0] + pad]
