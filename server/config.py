@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..protos.messages import Recipe
+from ..specialize.filesize import largest_int8_bytes
 from ..supernet.cost import Budget
 from ..supernet.errors import UsageError
 from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
@@ -124,6 +125,12 @@ class RunConfig(_Section):
         space = self.build_space()
         for name, bounds in self.classes.items():
             require_fit(space, bounds.budget(), self.recipe.batch_size, f"classes.{name}")
+            size_bytes = largest_int8_bytes(self.export.formats, space.layers(space.smallest()))
+            if bounds.file_bytes is not None and size_bytes > bounds.file_bytes:
+                raise UsageError(
+                    f"classes.{name}: file_bytes = {bounds.file_bytes}; the smallest subnet's int8 "
+                    f"file has about {size_bytes}. Raise the bound or choose a smaller space"
+                )
 
 
 def read_config(path: Path) -> RunConfig:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..specialize.export import (
     quantize,
     workers,
 )
+from ..specialize.filesize import largest_int8_bytes
 from ..specialize.ranges import merge
 from ..specialize.verify import outputs_in_fresh_process
 from ..supernet.axes import Weights, regions
@@ -127,15 +128,13 @@ class Specialization:
     def _fits(self) -> dict[str, Callable[[Arch], bool]]:
         def check(budget: Budget) -> Callable[[Arch], bool]:
             # Memory for training does not bound what a device can run.
-            return lambda arch: (
-                not [
-                    reason
-                    for reason in budget.excess(cost(self._space, arch))
-                    if not reason.startswith("train_memory")
-                ]
-            )
+            running = replace(budget, train_memory_bytes=None)
+            return lambda arch: running.fits(cost(self._space, arch), file_bytes=self._size(arch))
 
         return {name: check(c.budget()) for name, c in self._config.classes.items()}
+
+    def _size(self, arch: Arch) -> int:
+        return largest_int8_bytes(self._config.export.formats, self._space.layers(arch))
 
     def _tell(self, what: str) -> None:
         self._done = STEPS.index(what)
@@ -222,6 +221,7 @@ class Specialization:
         self, registry: Registry, name: str, work: _Work, figures: list[FileMeasured]
     ) -> Specialized:
         entries = work.entries or []
+        _check_sizes(entries, work.choice.budget)
         by_kind: dict[FileKind, FileMeasured] = {
             entry.kind: figure for entry, figure in zip(entries, figures, strict=True)
         }
@@ -301,6 +301,14 @@ class Specialization:
             output=tuple(reference.ravel().tolist()),
             tolerance=tolerance,
         )
+
+
+def _check_sizes(entries: list[FileEntry], budget: Budget) -> None:
+    """The search went by predicted sizes; what is published goes by the real ones."""
+    for entry in entries:
+        bound = budget.file_bytes
+        if bound is not None and entry.kind.endswith("int8") and entry.size_bytes > bound:
+            raise ExportError(f"{entry.kind} has {entry.size_bytes} bytes; file_bytes = {bound}")
 
 
 def _input_range(work: _Work) -> tuple[float, float]:

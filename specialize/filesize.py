@@ -101,3 +101,9 @@ def _is_padded(plan: LayerPlan) -> bool:
     stride = -(-pixels_in // pixels_out)
     same = max((pixels_out - 1) * stride + kernel - pixels_in, 0)
     return same != 2 * (kernel // 2)
+
+
+def largest_int8_bytes(formats: Sequence[str], plans: Sequence[LayerPlan]) -> int:
+    """Predicted size of the larger int8 file of these formats (`tflite`, `onnx`)."""
+    kinds: dict[str, FileKind] = {"tflite": "tflite_int8", "onnx": "onnx_int8"}
+    return max(predicted_size_bytes(kinds[form], plans) for form in formats)

@@ -153,6 +153,27 @@ class SlowGrid(LocalGrid):
         )
 
 
+class UnevenGrid(LocalGrid):
+    """Each node's replies are there only after so many polls: they arrive in another order."""
+
+    def __init__(self, *arguments: Any, polls: Mapping[int, int]) -> None:
+        super().__init__(*arguments)
+        self._left: dict[str, int] = {}
+        self._polls = polls
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        ready = []
+        for found in message_ids:
+            if found not in self._waiting:
+                continue
+            node = self._waiting[found].metadata.dst_node_id
+            left = self._left.setdefault(found, self._polls.get(node, 0))
+            self._left[found] = left - 1
+            if left <= 0:
+                ready.append(found)
+        return super().pull_messages(ready)
+
+
 @dataclass
 class Run:
     """One run in a folder: its training state, its strategy, its log."""
@@ -192,8 +213,10 @@ def grid_of(
     run_config = {FLEET_KEY: json.dumps([device.to_json() for device in devices])}
     places = range(len(devices)) if order is None else order
     nodes = [{PARTITION_KEY: place} for place in places]
-    kind = SlowGrid if options else LocalGrid
-    return kind(app, nodes, run_config, **options)
+    kinds: dict[str, type[Any]] = {"slow": SlowGrid, "polls": UnevenGrid}
+    kind = kinds[next(iter(options))] if options else LocalGrid
+    grid: LocalGrid = kind(app, nodes, run_config, **options)
+    return grid
 
 
 def run_of(

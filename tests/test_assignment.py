@@ -135,18 +135,20 @@ def test_where_one_client_can_hold_the_largest_subnet_every_weight_is_trained(
     assert Coverage(layout(space)).update(trained_by(space, list(chosen.values()))) == 1.0
 
 
-def test_choosing_what_others_leave_out_covers_more_than_choosing_at_random() -> None:
+def test_choosing_what_others_leave_out_covers_more_than_choosing_alone_or_at_random() -> None:
     spent = cost(DIGITS, DIGITS.largest())
     fleet = [(f"d{k}", Limits(Budget(params=spent.params // 2), BATCH)) for k in range(3)]
     coverage = Coverage(layout(DIGITS))
-    greedy, blind = [], []
-    for round_ in range(6):
-        greedy.append(
-            covered(DIGITS, list(assign(DIGITS, fleet, coverage, 6, (0, round_)).values()))
-        )
-        rng = random.Random(round_)
+    together, alone, blind = [], [], []
+    for key in [(0, round_) for round_ in range(5)]:
+        chosen = assign(DIGITS, fleet, coverage, 6, key)
+        single = [assign(DIGITS, [member], coverage, 6, key) for member in fleet]
+        rng = random.Random(key[1])
+        together.append(covered(DIGITS, list(chosen.values())))
+        alone.append(covered(DIGITS, [arch for one in single for arch in one.values()]))
         blind.append(covered(DIGITS, [maximal(DIGITS, limits, rng) for _, limits in fleet]))
-    assert statistics.mean(greedy) > 1.02 * statistics.mean(blind)
+    assert statistics.mean(together) > 1.02 * statistics.mean(blind)
+    assert statistics.mean(together) > statistics.mean(alone)
 
 
 def test_what_waited_longest_is_trained_first() -> None:

@@ -155,6 +155,15 @@ def test_all_honest_updates_count_by_their_examples(tmp_path: Path) -> None:
     assert_equal_to(run.training.weights, merged_by_hand(run, before, updates))
 
 
+def test_every_round_assigns_anew(tmp_path: Path) -> None:
+    clients = Clients()
+    config = small_config(round={"rounds": 4}, recipe={"steps": 1, "lr_schedule": "constant"})
+    run_of(tmp_path, config, clients).start()
+    for device in ("dev-1", "dev-2"):
+        archs = {tuple(clients.passed[number, device][0].arch.items()) for number in range(1, 5)}
+        assert len(archs) > 1
+
+
 class Killed(BaseException):
     """Ends the server's process in the middle of a round."""
 
@@ -191,7 +200,7 @@ def test_a_run_that_was_interrupted_ends_with_the_bits_of_an_unbroken_one(
     assert digest(again.training.coverage.ages) == digest(whole.training.coverage.ages)
 
 
-def test_the_order_of_nodes_changes_no_bit(tmp_path: Path) -> None:
+def test_neither_the_order_of_nodes_nor_that_of_replies_changes_a_bit(tmp_path: Path) -> None:
     config = small_config(recipe={"steps": 2})
     found = set()
     for place, order in enumerate([(0, 1, 2), (2, 0, 1), (1, 2, 0)]):
@@ -199,6 +208,12 @@ def test_the_order_of_nodes_changes_no_bit(tmp_path: Path) -> None:
         random.seed(place)
         np.random.seed(place)
         run = run_of(tmp_path / str(place), config, order=order).start()
+        found.add(digest(run.training.weights))
+    assert len(found) == 1
+    for place, polls in enumerate([{0: 2, 1: 1}, {1: 3, 2: 1}]):
+        folder = tmp_path / f"uneven-{place}"
+        arrival = {FIRST_NODE + node: count for node, count in polls.items()}
+        run = Run(folder, config, grid_of(small_fleet(folder), polls=arrival)).start()
         found.add(digest(run.training.weights))
     assert len(found) == 1
     other = run_of(tmp_path / "seed", small_config(recipe={"steps": 2}, seed=1)).start()
