@@ -1,10 +1,11 @@
 """The operator's command line: each command parses, calls one function, prints."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -202,8 +203,13 @@ def _print(value: Any, as_json: bool) -> None:
     show(value)
 
 
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    raise SystemExit(143)
+
+
 def main() -> None:
     """Console entry: an error is one or two lines on standard error, and its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except FedofaError as error:

@@ -45,7 +45,7 @@ def demo_config(seed: int) -> RunConfig:
             "seed": seed,
             "space": {"preset": "digits"},
             "round": {
-                "rounds": 10,
+                "rounds": 12,
                 "min_clients": len(FLEET),
                 "min_replies": 3,
                 "deadline_s": 300.0,

@@ -12,7 +12,8 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 import httpx
@@ -39,9 +40,10 @@ FLEET_PATHS = frozenset(
 HEALTH_PATH = "/health"
 # Flower cuts arrays into objects of 5 MiB; a message's own request holds its tree of objects.
 MAX_BODY_BYTES = 32 * 1024 * 1024
-REQUEST_TIMEOUT_S = 120.0
+BODY_TIMEOUT_S = 600.0
+UPSTREAM_TIMEOUT_S = 120.0
 MAX_REQUESTS_AT_ONCE = 256
-# Bodies are taken in whole before they are passed on, so that a slow device keeps nobody waiting.
+# Bodies are held whole on their way, so that a slow device keeps nobody else waiting.
 MAX_HELD_BYTES = 512 * 1024 * 1024
 # The SuperLink uses one core and one database: more at once only wait for its locks.
 UPSTREAM_AT_ONCE = 2
@@ -73,7 +75,7 @@ class FleetGateway:
         self._held_bytes = 0
         self._client = httpx.AsyncClient(
             base_url=f"http://{upstream}",
-            timeout=httpx.Timeout(REQUEST_TIMEOUT_S, connect=5.0),
+            timeout=httpx.Timeout(UPSTREAM_TIMEOUT_S, connect=5.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
             # The proxy settings of the machine are for the internet, not for loopback.
             trust_env=False,
@@ -87,12 +89,11 @@ class FleetGateway:
         if scope["type"] != "http":
             return
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                path = self._check(scope)
-                if path == HEALTH_PATH:
-                    await _answer(send, HTTPStatus.OK, "ok")
-                else:
-                    await self._pass_on(path, scope, receive, send)
+            path = self._check(scope)
+            if path == HEALTH_PATH:
+                await _answer(send, HTTPStatus.OK, "ok")
+            else:
+                await self._pass_on(path, scope, receive, send)
         except RefusedError as refusal:
             await _answer(send, refusal.status, str(refusal))
 
@@ -110,37 +111,50 @@ class FleetGateway:
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if len(lengths) != 1 or not lengths[0].isdigit():
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "one Content-Length is required")
-        if int(lengths[0]) > self._max_body_bytes:
+        if len(lengths[0]) > 12 or int(lengths[0]) > self._max_body_bytes:
             limit = f"the limit is {self._max_body_bytes} bytes"
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, limit)
         return path
 
     async def _pass_on(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        length = int(dict(scope["headers"])[b"content-length"])
-        if self._held_bytes + length > MAX_HELD_BYTES:
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too much at once; try again")
-        self._held_bytes += length
-        try:
-            body = await _read(receive)
-            if body is not None:
-                await self._forward(path, scope, body, send)
-        finally:
-            self._held_bytes -= length
+        with self._holding(int(dict(scope["headers"])[b"content-length"])):
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    body = await _read(receive)
+            except TimeoutError:
+                raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, "the body came too slowly") from None
+            if body is None:
+                return
+            response = await self._ask(path, scope, body)
+        headers = _end_to_end(response.headers.raw)
+        with self._holding(len(response.content)):
+            await send(
+                {"type": "http.response.start", "status": response.status_code, "headers": headers}
+            )
+            await send({"type": "http.response.body", "body": response.content})
 
-    async def _forward(self, path: str, scope: Scope, body: bytes, send: Send) -> None:
+    async def _ask(self, path: str, scope: Scope, body: bytes) -> httpx.Response:
+        # What comes back is passed on as it is, so it must not come compressed.
+        headers = [
+            *(pair for pair in _end_to_end(scope["headers"]) if pair[0] != b"accept-encoding"),
+            (b"accept-encoding", b"identity"),
+        ]
         try:
             async with self._slots:
-                response = await self._client.post(
-                    path, headers=_end_to_end(scope["headers"]), content=body
-                )
+                return await self._client.post(path, headers=headers, content=body)
         except httpx.HTTPError:
             # Flower's nodes try again after 503, with growing pauses.
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the server is restarting") from None
-        headers = _end_to_end(response.headers.raw)
-        await send(
-            {"type": "http.response.start", "status": response.status_code, "headers": headers}
-        )
-        await send({"type": "http.response.body", "body": response.content})
+
+    @contextmanager
+    def _holding(self, size_bytes: int) -> Iterator[None]:
+        if self._held_bytes + size_bytes > MAX_HELD_BYTES:
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too much at once; try again")
+        self._held_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= size_bytes
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

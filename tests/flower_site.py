@@ -151,3 +151,12 @@ def rounds(out: Path) -> list[dict[str, list[object]]]:
     """What the toy ServerApp noted for each round."""
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     return [line for line in lines if line["event"] == "round"]
+
+
+def errors(found: dict[str, list[object]]) -> list[tuple[int, str]]:
+    """The error replies of one round: code and reason."""
+    pairs: list[tuple[int, str]] = []
+    for pair in found["errors"]:
+        assert isinstance(pair, list)
+        pairs.append((int(pair[0]), str(pair[1])))
+    return pairs

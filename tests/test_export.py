@@ -95,6 +95,23 @@ def test_layers_that_are_never_active_and_channels_without_weights_do_not_spoil_
     assert np.abs(output - files.reference(x)).max() < 0.01
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_layer_that_was_hardly_active_when_observed_still_loads(
+    form: str, tmp_path: Path
+) -> None:
+    """XNNPACK refuses a file whose sums are rescaled by 2^8 or more."""
+    files = mlp_files()
+    (entry,) = files.write(tmp_path, FLOATS[form])
+    hidden = {name: (0.0, 1e-5) if low == 0 else (low, high)
+              for name, (low, high) in files.ranges[form].items()}  # fmt: skip
+    assert hidden != files.ranges[form]
+    (tmp_path / FILE_NAMES[INTS[form]]).write_bytes(
+        quantize(form, tmp_path / entry.name, hidden, tmp_path / "int8")
+    )
+    int8 = files.entries[INTS[form]]
+    assert np.isfinite(open_model(tmp_path / int8.name, int8).run(mlp_inputs())).all()
+
+
 def test_exporting_again_gives_the_same_bytes_and_says_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

@@ -62,7 +62,7 @@ def test_devices_that_raise_crash_or_hang_get_an_error_reply_and_go_on(
     assert first["devices"] == third["devices"] == sorted(tricks)
     assert first["greetings"] == ["hello"]
     assert second["devices"] == ["good"]
-    reasons = sorted((code, str(reason)) for code, reason in second["errors"])  # type: ignore[misc]
+    reasons = sorted(site.errors(second))
     assert [code for code, _ in reasons] == [2, 8, 8]
     assert "ValueError" in reasons[0][1]
     assert "no such data folder" in reasons[0][1]

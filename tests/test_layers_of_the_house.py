@@ -1,6 +1,7 @@
 """The folders, their names, and who may import whom."""
 
 import ast
+import configparser
 import re
 import subprocess
 import sys
@@ -103,19 +104,6 @@ def test_the_folder_docker_holds_no_python_file() -> None:
     assert list((ROOT / "docker").rglob("*.py")) == []
 
 
-TRAINING_ONLY = (
-    "app",
-    "device",
-    "enrol",
-    "executor",
-    "join",
-    "node",
-    "profile",
-    "tasks",
-    "training",
-)
-
-
 def declared(*extras: str) -> set[str]:
     """Distributions that an installation with these extras has, by lower-case name."""
     project = PYPROJECT["project"]
@@ -151,15 +139,19 @@ def of_folders(*tops: str) -> list[Path]:
     return [path for top in tops for path in (ROOT / top).rglob("*.py")]
 
 
+def of_contract(name: str, *tops: str) -> list[Path]:
+    """Files of the modules that a contract of .importlinter is about, in these folders."""
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    modules = contracts[f"importlinter:contract:{name}"]["source_modules"].split()
+    paths = [ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py") for module in modules]
+    return [path for path in paths if path.relative_to(ROOT).parts[0] in tops]
+
+
 @pytest.mark.parametrize(
     ("extras", "paths"),
     [
-        (
-            (),
-            [p for p in of_folders("client") if p.stem not in TRAINING_ONLY]
-            + [p for p in of_folders("protos") if p.stem not in ("flower", "subnets")]
-            + [ROOT / "supernet" / "errors.py"],
-        ),
+        ((), of_contract("torch-free", "client", "protos", "supernet")),
         (("client",), of_folders("client", "protos", "supernet")),
         (("server",), of_folders("client", "protos", "supernet", "specialize", "server")),
     ],

@@ -55,7 +55,8 @@ def query(message: Message, context: Context) -> Message:
 
 
 def _seen(context: Context) -> int:
-    return int(context.state["seen"]["count"]) if "seen" in context.state else 0
+    seen = context.state.metric_records.get("seen", MetricRecord({"count": 0}))
+    return int(str(seen["count"]))
 
 
 @server_app.main()
@@ -79,8 +80,8 @@ def main(grid: Grid, context: Context) -> None:
             seconds=time.monotonic() - begin_s,
             devices=sorted(str(c["config"]["device"]) for c in good),
             greetings=sorted({str(c["config"]["greeting"]) for c in good}),
-            seen=sorted(int(c["metrics"]["seen"]) for c in good),
-            pids=sorted(int(c["metrics"]["pid"]) for c in good),
+            seen=sorted(int(str(c["metrics"]["seen"])) for c in good),
+            pids=sorted(int(str(c["metrics"]["pid"])) for c in good),
             sums=[float(_values(c)[:8].sum()) for c in good],
             errors=[[r.error.code, r.error.reason] for r in replies if r.has_error()],
         )
@@ -127,11 +128,14 @@ def _record(values, as_array: bool) -> ArrayRecord | ConfigRecord:  # type: igno
     return ConfigRecord({"bytes": values.tobytes()})
 
 
-def _values(content: RecordDict):  # type: ignore[no-untyped-def]
-    record = content["values"]
-    if "flat" in record:
+def _values(records: RecordDict):  # type: ignore[no-untyped-def]
+    record = records["values"]
+    if isinstance(record, ArrayRecord):
         return record["flat"].numpy()
-    return np.frombuffer(record["bytes"], np.float32)
+    assert isinstance(record, ConfigRecord)
+    content = record["bytes"]
+    assert isinstance(content, bytes)
+    return np.frombuffer(content, np.float32)
 
 
 def _note(out: Path, **fields: object) -> None:
