@@ -8,6 +8,7 @@ Both are forked from `main`, so that torch is in memory once; `main` replaces wh
 fails, and when it ends, or is killed, so do they.
 """
 
+import gc
 import importlib
 import ipaddress
 import os
@@ -71,6 +72,8 @@ def join(options: JoinOptions) -> int:
     # Read by Flower when it is imported.
     os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
     app = load_app(options.client_app)
+    gc.collect()
+    gc.freeze()  # pages that the collector never writes to stay shared with the forks
     with _Signals() as signals:
         _Device(options, app, signals).run()
         return 128 + signals.received

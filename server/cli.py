@@ -52,8 +52,7 @@ def serve(
     insecure: Annotated[bool, typer.Option(help="Allow other addresses without TLS.")] = False,
 ) -> None:
     """Run the server: Flower for training, the depot for models. Ends with Ctrl-C."""
-    from .operate import REGISTRY
-    from .serve import Addresses, ServeOptions
+    from .serve import REGISTRY, Addresses, ServeOptions
     from .serve import serve as run_server
 
     def ready(addresses: Addresses) -> None:
@@ -133,8 +132,8 @@ def simulate(
 @app.command()
 def models(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """List what is published."""
-    from .operate import REGISTRY
     from .registry import Registry
+    from .serve import REGISTRY
 
     rows = [
         {

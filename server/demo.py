@@ -50,7 +50,13 @@ def demo_config(seed: int) -> RunConfig:
                 "min_replies": 3,
                 "deadline_s": 300.0,
             },
-            "search": {"samples": 16, "finalists": 2, "random_baseline": 2},
+            "search": {
+                "samples": 16,
+                "population": 32,
+                "generations": 12,
+                "finalists": 2,
+                "random_baseline": 2,
+            },
             "recipe": {"lr": 0.3, "epochs": 3, "batch_size": 32, "clip_norm": 1.0},
             "classes": {
                 "gateway": {"macs": 1_000_000},

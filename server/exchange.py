@@ -14,7 +14,9 @@ from ..protos.flower import Values, from_record, to_record
 from ..protos.messages import Body, MessageError
 
 B = TypeVar("B", bound=Body)
-POLL_SECONDS = 0.1
+T = TypeVar("T")
+POLL_SECONDS = 0.2
+HELD_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +73,19 @@ class Exchange:
     ) -> Iterator[Answer[B]]:
         """Send every request; yield answers as they come until all are in or time is over."""
         begin = time.monotonic()
-        pending = {}
+        pending, largest = {}, 1
         for request in requests:
             for message in self.grid.push_messages([to_message(request, deadline_s, group)]):
                 pending[message] = request.node
+            largest = max(largest, request.values.nbytes if request.values is not None else 1)
+        # A look costs the SuperLink 10 ms, so it is for several messages; how many replies may be
+        # in memory at once is bounded by their size, which is about that of the requests.
+        at_once = max(1, HELD_BYTES // largest)
         while pending:
             arrived = False
-            for message, node in list(pending.items()):
-                for found in self.grid.pull_messages([message]):
-                    del pending[message]
+            for messages in batched(list(pending), at_once):
+                for found in self.grid.pull_messages(messages):
+                    node = pending.pop(found.metadata.reply_to_message_id)
                     arrived = True
                     yield to_answer(node, found, reply)
             if time.monotonic() - begin >= deadline_s:
@@ -89,6 +95,11 @@ class Exchange:
         for message, node in pending.items():
             self._owing[message] = node
             yield Answer(node, None, None, f"no reply within {deadline_s:g} s")
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Slices of at most `size` items."""
+    return (items[at : at + size] for at in range(0, len(items), size))
 
 
 def to_message(request: Request, deadline_s: float, group: str) -> Message:

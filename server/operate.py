@@ -10,11 +10,11 @@ from ..supernet.errors import RunError, UsageError
 from .config import RunConfig
 from .jobs import EVENTS, JOB_KEY, Job, prepare
 from .progress import Event, Tail, following
-from .serve import read_addresses
+from .serve import REGISTRY, read_addresses
 from .specialization import RESULTS
 from .submit import stop_run, submit, wait
 
-RUNS, REGISTRY = "runs", "registry"
+RUNS = "runs"
 SPECIALIZE_EVENTS = "specialize-events.jsonl"
 
 

@@ -27,6 +27,7 @@ from .children import Child, Children
 
 ADDRESSES_FILE = "serve.json"
 LOCK_FILE = "serve.lock"
+REGISTRY = "registry"
 DEVICES_PORT = 9092
 DEPOT_PORT = 9093
 WAKE_S = 0.2

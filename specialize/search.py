@@ -1,7 +1,7 @@
 """Evolutionary search within a hard budget: functions in, a value out.
 
 Regularised by nothing but the budget: a population of feasible architectures, the best half are
-parents, children come by crossover and mutation and are redrawn until they fit (the search of SPOS,
+parents, children come by crossover and mutation and are shrunk until they fit (the search of SPOS,
 Guo et al. 2020, and once-for-all, Cai et al. 2020).
 """
 
@@ -16,6 +16,8 @@ Score = Callable[[Arch], float]
 Fits = Callable[[Arch], bool]
 # Rejection keeps a draw uniform; in a tight budget it would go on for ever.
 MAX_DRAWS = 20
+# In a tight budget there may be nothing new to find.
+CHILD_DRAWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,21 @@ def random_that_fits(space: Space, fits: Fits, rng: random.Random) -> Arch:
         arch = space.sample(rng)
         if fits(arch):
             return arch
+    return shrunk_to_fit(space, arch, fits, rng)
+
+
+def shrunk_to_fit(space: Space, arch: Arch, fits: Fits, rng: random.Random) -> Arch:
+    """Shrink random genes, one option at a time, until the architecture fits.
+
+    UsageError when even the smallest does not fit.
+    """
     while not fits(arch):
-        smaller = space.shrunk(arch)
-        if not smaller:
+        genes = list(arch)
+        rng.shuffle(genes)
+        smaller = next((a for g in genes if (a := space.step(arch, g, -1)) is not None), None)
+        if smaller is None:
             raise UsageError("search: no architecture fits the budget, not even the smallest")
-        arch = rng.choice(smaller)
+        arch = smaller
     return arch
 
 
@@ -108,11 +120,12 @@ def _child(
     rng: random.Random,
 ) -> Arch:
     """One that nobody scored yet, where a few draws find one: a known one tells nothing new."""
-    for _ in range(MAX_DRAWS):
+    for _ in range(CHILD_DRAWS):
         if rng.random() < 0.5:
             child = space.mutate(rng.choice(parents), mutation, rng)
         else:
             child = space.crossover(rng.choice(parents), rng.choice(parents), rng)
-        if child not in known and fits(child):
+        child = shrunk_to_fit(space, child, fits, rng)
+        if child not in known:
             return child
-    return random_that_fits(space, fits, rng)
+    return child

@@ -10,10 +10,19 @@ DATA_ALIGNMENT = 16
 
 
 def read(content: bytes) -> Any:
-    """The schema's ModelT of a file, its arrays as numpy's."""
+    """The schema's ModelT of a file, its arrays as numpy's and its data in the buffers.
+
+    The quantizer puts large data (256 KiB and more) behind the FlatBuffer and leaves offsets, which
+    older runtimes do not know.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
-    return schema.ModelT.InitFromPackedBuf(content, 0)
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in model.buffers:
+        if buffer.offset:
+            found = np.frombuffer(content, np.uint8, count=buffer.size, offset=buffer.offset)
+            buffer.data, buffer.offset, buffer.size = found, 0, 0
+    return model
 
 
 def packed(model: Any) -> bytes:

@@ -95,6 +95,16 @@ def test_layers_that_are_never_active_and_channels_without_weights_do_not_spoil_
     assert np.abs(output - files.reference(x)).max() < 0.01
 
 
+@pytest.mark.parametrize("kind", INT_KINDS)
+def test_weights_of_more_than_256_kib_are_in_the_int8_file(kind: FileKind, tmp_path: Path) -> None:
+    """From there on the TFLite quantizer keeps data outside of the FlatBuffer."""
+    files, x = mlp_files("wide"), mlp_inputs()
+    (entry,) = files.write(tmp_path, kind)
+    assert entry.size_bytes > 600 * 600
+    output = open_model(tmp_path / entry.name, entry).run(x)
+    assert np.abs(output - files.reference(x)).max() < 0.02
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_layer_that_was_hardly_active_when_observed_still_loads(
     form: str, tmp_path: Path

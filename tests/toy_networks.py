@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 FORMATS = ("tflite", "onnx")
 TEST_EXAMPLES = 400
-Hidden = Literal["usual", "inactive", "weightless"]
+Hidden = Literal["usual", "inactive", "weightless", "wide"]
 
 
 class InvertedResidual(nn.Module):
@@ -64,8 +64,12 @@ def conv_net() -> nn.Module:
 
 
 def mlp(hidden: Hidden = "usual") -> nn.Module:
-    """(n, 6) to 3 outputs; hidden units never active, or some with a bias and no weights."""
+    """(n, 6) to 3 outputs; hidden units never active, some with a bias and no weights, or many."""
     torch.manual_seed(0)
+    if hidden == "wide":
+        return nn.Sequential(
+            nn.Linear(6, 600), nn.ReLU(), nn.Linear(600, 600), nn.ReLU(), nn.Linear(600, 3)
+        )
     first = nn.Linear(6, 12)
     if hidden == "inactive":
         first.bias.data.fill_(-100.0)
