@@ -85,10 +85,10 @@ def check(options: JoinOptions) -> None:
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"--server {options.server!r}: HOST:PORT expected, such as 10.0.0.5:9092")
     if options.insecure and options.root_certificates is not None:
-        raise UsageError("--insecure and --root-certificates exclude each other")
+        raise UsageError("--insecure and --ca exclude each other")
     certificates = options.root_certificates
     if certificates is not None and not certificates.is_file():
-        raise UsageError(f"--root-certificates: no such file: {certificates}")
+        raise UsageError(f"--ca: no such file: {certificates}")
     for key, value in options.node_config.items():
         if not isinstance(value, str | int | float | bool):
             raise UsageError(f"node config {key!r}: text, number or bool expected, got {value!r}")
@@ -128,7 +128,7 @@ class _Device:
                 raise RunError(
                     f"no connection to {self._options.server} for {self._options.retry_for_s:.0f} "
                     "s; is `fedofa serve` running there, is it the devices' address, and does TLS "
-                    "match (--root-certificates, --insecure)?"
+                    "match (--ca, --insecure)?"
                 )
             self._signals.wait([], pause_s)
             pause_s = min(2 * pause_s, RECONNECT_PAUSE_MAX_S)

@@ -45,16 +45,18 @@ class Choice:
 
     @property
     def margin(self) -> tuple[float, float] | None:
-        """Accuracy of the best over the mean of the random ones, and its standard error.
+        """Accuracy of the predictor's first choice over the mean of the random ones, and its error.
 
-        None where nothing else fits the budget.
+        Not of the best of all candidates, which is never below that mean. None where nothing else
+        fits the budget.
         """
+        first = self.candidates[0].measured
         others = [c.measured for c in self.candidates if c.origin == "random"]
         if not others:
             return None
         mean = sum(m.accuracy for m in others) / len(others)
         spread = sum(m.error**2 for m in others) / len(others) ** 2
-        return self.best.measured.accuracy - mean, (self.best.measured.error**2 + spread) ** 0.5
+        return first.accuracy - mean, (first.error**2 + spread) ** 0.5
 
 
 def search_classes(
@@ -120,8 +122,8 @@ def _finalists(
     largest = largest_that_fits(space, fits, lambda arch: cost(space, arch).macs)
     rng = stream(config.seed, "search", name)
     found = evolve(space, predictor, fits, settings, rng, (largest,))
-    origins = {arch: "searched" for arch, _ in found.ranked[: search.finalists]}
-    origins.setdefault(largest, "largest")
+    searched = [arch for arch, _ in found.ranked if arch != largest][: search.finalists]
+    origins = {**dict.fromkeys(searched, "searched"), largest: "largest"}
     rng = stream(config.seed, "random", name)
     for arch in _others(space, fits, rng, origins, search.random_baseline):
         origins[arch] = "random"
@@ -133,8 +135,7 @@ def _others(
 ) -> list[Arch]:
     drawn = [random_that_fits(space, fits, rng) for _ in range(8 * count)]
     fresh = [arch for arch in dict.fromkeys(drawn) if arch not in taken]
-    # A budget so tight that hardly anything fits: then repeat what there is.
-    return fresh[:count]
+    return fresh[:count]  # fewer where hardly anything else fits
 
 
 def _measure(

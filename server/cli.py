@@ -41,7 +41,6 @@ def init(
 @app.command()
 def serve(
     state: State = DEFAULT_STATE,
-    registry: Annotated[Path | None, typer.Option(help="Default: STATE/registry.")] = None,
     host: Annotated[str, typer.Option(help="Where devices reach Flower.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any free port.")] = 9092,
     depot_host: Annotated[str, typer.Option(help="Where devices pull models.")] = "127.0.0.1",
@@ -62,7 +61,7 @@ def serve(
 
     options = ServeOptions(
         state=state,
-        registry=registry or state / REGISTRY,
+        registry=state / REGISTRY,
         host=host,
         port=port,
         depot_host=depot_host,

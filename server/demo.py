@@ -45,7 +45,7 @@ def demo_config(seed: int) -> RunConfig:
             "seed": seed,
             "space": {"preset": "digits"},
             "round": {
-                "rounds": 12,
+                "rounds": 14,
                 "min_clients": len(FLEET),
                 "min_replies": 3,
                 "deadline_s": 300.0,

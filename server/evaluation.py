@@ -242,7 +242,8 @@ class FederatedEvaluator:
         return self._fleet.members[name].node
 
     def _grouped(self, member: Member, archs: Sequence[Arch]) -> list[list[Arch]]:
-        return grouped(self._space, archs, member.class_budget.params)
+        own = member.class_budget.tightened(Budget.from_dict(member.profile.budget))
+        return grouped(self._space, archs, own.params)
 
     def _moments_requests(self, targets: Sequence[Target], plan: Plan) -> Iterator[Request]:
         for name, places in plan.items():

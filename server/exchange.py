@@ -14,9 +14,9 @@ from ..protos.flower import Values, from_record, to_record
 from ..protos.messages import Body, MessageError
 
 B = TypeVar("B", bound=Body)
-T = TypeVar("T")
-POLL_SECONDS = 0.2
-HELD_BYTES = 64 * 2**20
+# Each look costs the SuperLink about 10 ms a message.
+POLL_SECONDS = 0.3
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +73,21 @@ class Exchange:
     ) -> Iterator[Answer[B]]:
         """Send every request; yield answers as they come until all are in or time is over."""
         begin = time.monotonic()
-        pending, largest = {}, 1
+        pending: dict[str, int] = {}
         for request in requests:
             for message in self.grid.push_messages([to_message(request, deadline_s, group)]):
-                pending[message] = request.node
-            largest = max(largest, request.values.nbytes if request.values is not None else 1)
-        # A look costs the SuperLink 10 ms, so it is for several messages; how many replies may be
-        # in memory at once is bounded by their size, which is about that of the requests.
-        at_once = max(1, HELD_BYTES // largest)
+                if message:
+                    pending[message] = request.node
+                else:  # Flower's way to say that it no longer knows the node
+                    yield Answer(request.node, None, None, "the device has left")
         while pending:
             arrived = False
-            for messages in batched(list(pending), at_once):
-                for found in self.grid.pull_messages(messages):
-                    node = pending.pop(found.metadata.reply_to_message_id)
+            for message, node in list(pending.items()):
+                answer = self._pull(message, node, reply)
+                if answer is not None:
+                    del pending[message]
                     arrived = True
-                    yield to_answer(node, found, reply)
+                    yield answer
             if time.monotonic() - begin >= deadline_s:
                 break
             if pending and not arrived:
@@ -96,10 +96,13 @@ class Exchange:
             self._owing[message] = node
             yield Answer(node, None, None, f"no reply within {deadline_s:g} s")
 
-
-def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Slices of at most `size` items."""
-    return (items[at : at + size] for at in range(0, len(items), size))
+    def _pull(self, message: str, node: int, reply: type[B]) -> Answer[B] | None:
+        """One reply, if it is there: alone, so that one that cannot be read costs no other."""
+        try:
+            found = list(self.grid.pull_messages([message]))
+        except UNREADABLE as error:  # Flower unpacks a stranger's bytes in here
+            return Answer(node, None, None, f"unreadable reply: {type(error).__name__}")
+        return to_answer(node, found[0], reply) if found else None
 
 
 def to_message(request: Request, deadline_s: float, group: str) -> Message:
@@ -113,10 +116,17 @@ def to_message(request: Request, deadline_s: float, group: str) -> Message:
     )
 
 
+def printable(text: str) -> str:
+    """A device's words without control characters: they end up on a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:2000])
+
+
 def to_answer(node: int, message: Message, reply: type[B]) -> Answer[B]:
     """A reply, or why it cannot be used."""
     if message.has_error():
-        return Answer(node, None, None, f"error {message.error.code}: {message.error.reason}")
+        return Answer(
+            node, None, None, f"error {message.error.code}: {printable(message.error.reason or '')}"
+        )
     try:
         body, values = from_record(reply, message.content)
     except MessageError as error:

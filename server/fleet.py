@@ -1,6 +1,7 @@
 """The devices that take part in a run: asked for their profile once, checked against the config."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -13,6 +14,9 @@ from .assignment import Limits, require_fit, training_limits
 from .config import RunConfig
 from .events import EventLog
 from .exchange import Exchange, Request
+
+# A device that came back is refused while its former node still counts as online (up to a minute).
+PROFILE_TRIES, PROFILE_DEADLINE_S = 8, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Roll:
 
     def __init__(self, exchange: Exchange, space: Space, config: RunConfig, log: EventLog) -> None:
         self._exchange, self._space, self._config, self._log = exchange, space, config, log
-        self._asked: set[int] = set()
+        self._asked: Counter[int] = Counter()
         self._known: dict[str, Member] = {}
 
     def gather(self) -> Fleet:
@@ -81,13 +85,15 @@ class Roll:
     def refresh(self) -> None:
         """Ask nodes that were not asked before; a device that came back replaces itself."""
         online = self._exchange.nodes()
-        fresh = [node for node in online if node not in self._asked]
+        settled = {member.node for member in self._known.values()}
+        fresh = [n for n in online if n not in settled and self._asked[n] < PROFILE_TRIES]
         if not fresh:
             return
-        self._asked |= set(fresh)
+        self._asked.update(fresh)
         body = ProfileRequest(space=plain(self._space.to_dict()))
         requests = [Request(node, body) for node in fresh]
-        for answer in self._exchange.ask(requests, DeviceProfile, self._config.round.deadline_s):
+        deadline_s = min(self._config.round.deadline_s, PROFILE_DEADLINE_S)
+        for answer in self._exchange.ask(requests, DeviceProfile, deadline_s):
             if answer.body is None:
                 self._log("device_left_out", node=str(answer.node), reason=answer.failure)
                 continue
@@ -125,6 +131,11 @@ class Roll:
             raise UsageError(
                 f"device {profile.device}: examples of shape {profile.input_shape}; "
                 f"the space needs {largest}"
+            )
+        outputs = self._space.layers(self._space.largest())[-1].out_channels
+        if len(profile.classes) != outputs:
+            raise UsageError(
+                f"device {profile.device}: {len(profile.classes)} classes; the space has {outputs}"
             )
         for member in self._known.values():
             mine, theirs = _form(profile), _form(member.profile)

@@ -1,5 +1,6 @@
 """What the operator's commands do: submit a job to a running server and follow it to its end."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -60,7 +61,8 @@ def follow_job(state: Path, job: Job, show: Callable[[Event], None]) -> dict[str
         tail()
         raise _reason(tail, error) from None
     except BaseException:
-        stop_run(control, run_id)
+        with contextlib.suppress(RunError):  # it may have ended by itself meanwhile
+            stop_run(control, run_id)
         raise
     return _finished(tail)
 

@@ -48,6 +48,8 @@ def simulate(job: Job, backend: str = "local") -> None:
     if backend not in BACKENDS:
         raise UsageError(f"--backend {backend!r}; allowed: {', '.join(BACKENDS)}")
     fleet = devices(parse_config(job.config))
+    # Wrong data would only show as a device that is left out; here it is the caller's own.
+    importlib.import_module("fedofa.client.data").client_data(fleet[0].source)
     run_config = {FLEET_KEY: json.dumps([device.to_json() for device in fleet])}
     if backend == "ray":
         from .simulate_ray import run_on_ray  # Ray is an extra

@@ -1,6 +1,7 @@
 """From a trained supernet to a published model for each device class."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -238,6 +239,8 @@ class Specialization:
         """ExportError where a file is not what its subnet is."""
         limits = self._config.export
         for kind, figure in figures.items():
+            if not math.isfinite(figure.max_difference):
+                raise ExportError(f"{kind}: a device's outputs differ beyond measure")
             drop = figure.reference.accuracy - figure.file.accuracy
             if drop > limits.max_accuracy_drop:
                 raise ExportError(

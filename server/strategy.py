@@ -69,6 +69,10 @@ class SupernetStrategy(Strategy):
             busy = self._exchange.busy(
                 config.round.min_replies, fleet.by_node(), config.round.deadline_s
             )
+            # One that left would be counted on for weights that it will not train.
+            gone = frozenset(fleet.by_node()) - frozenset(self._exchange.nodes())
+            if len(fleet.members) - len(busy | gone) >= config.round.min_replies:
+                busy |= gone
             assignments = training.assignments(fleet, busy)
             answers = self._exchange.ask(
                 training.requests(assignments),

@@ -38,9 +38,7 @@ def test_no_client_sees_a_held_out_example_whatever_the_split() -> None:
         assert not seen & held
 
 
-@given(
-    st.integers(1, 12), st.floats(0.05, 50), st.integers(0, 2**32), st.integers(130, 300)
-)
+@given(st.integers(1, 12), st.floats(0.05, 50), st.integers(0, 2**32), st.integers(130, 300))
 def test_a_dirichlet_split_gives_every_row_to_exactly_one_client(
     clients: int, alpha: float, seed: int, rows: int
 ) -> None:
