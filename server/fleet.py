@@ -95,17 +95,26 @@ class Roll:
         deadline_s = min(self._config.round.deadline_s, PROFILE_DEADLINE_S)
         for answer in self._exchange.ask(requests, DeviceProfile, deadline_s):
             if answer.body is None:
-                self._log("device_left_out", node=str(answer.node), reason=answer.failure)
-                continue
-            try:
-                self._admit(answer.node, answer.body, set(online))
-            except UsageError as error:
-                self._log("device_left_out", node=str(answer.node), reason=str(error))
+                self._leave_out(answer.node, answer.failure)
+            elif self._taken(answer.body, set(online)):
+                self._leave_out(answer.node, f"device {answer.body.device}: the name is taken")
+            else:
+                try:
+                    self._admit(answer.node, answer.body)
+                except UsageError as error:
+                    self._leave_out(answer.node, str(error))
+                    self._asked[answer.node] = PROFILE_TRIES  # it will say the same again
 
-    def _admit(self, node: int, profile: DeviceProfile, online: set[int]) -> None:
+    def _leave_out(self, node: int, reason: str) -> None:
+        if self._asked[node] == 1:
+            self._log("device_left_out", node=str(node), reason=reason)
+
+    def _taken(self, profile: DeviceProfile, online: set[int]) -> bool:
+        """Whether another device that is online has this name; one that has gone gives it up."""
         known = self._known.get(profile.device)
-        if known and known.node in online:
-            raise UsageError(f"device {profile.device}: the name is taken by another device")
+        return known is not None and known.node in online
+
+    def _admit(self, node: int, profile: DeviceProfile) -> None:
         if profile.device_class not in self._config.classes:
             raise UsageError(
                 f"device {profile.device}: class {profile.device_class!r} is not in the config; "
