@@ -30,7 +30,7 @@ from .serve import ADDRESSES_FILE, Addresses, read_addresses
 
 DATA = "fedofa.client.datasets:digits"
 TEST_DATA = "fedofa.client.datasets:digits_test"
-FLEET = ("gateway", "gateway", "phone", "phone", "board", "micro")
+FLEET = ("gateway", "gateway", "phone", "board", "micro")
 KINDS = ("tflite_int8", "onnx_int8", "onnx_fp32")
 MARKER = ".fedofa-demo"
 START_TIMEOUT_S, END_TIMEOUT_S, DEVICE_TIMEOUT_S = 60.0, 15.0, 120.0
@@ -45,7 +45,7 @@ def demo_config(seed: int) -> RunConfig:
             "seed": seed,
             "space": {"preset": "digits"},
             "round": {
-                "rounds": 14,
+                "rounds": 10,
                 "min_clients": len(FLEET),
                 "min_replies": 3,
                 "deadline_s": 300.0,

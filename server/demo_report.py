@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..supernet.space import Space
 from .config import RunConfig
 from .events import read_events
 from .jobs import EVENTS
@@ -13,12 +14,15 @@ from .operate import run_folder
 from .specialization import RESULTS
 from .tables import table
 
+TABLE_WIDTH = 110
+
 
 def build_report(out: Path, config: RunConfig, measured: dict[str, Any]) -> dict[str, Any]:
     """Everything the run came to; `measured` is what each class's device process printed."""
     folder = run_folder(out / "state", config)
     events = [event for event, _ in read_events(folder / EVENTS)]
     results = json.loads((folder / RESULTS).read_text())
+    space = config.build_space()
     rounds = [event for event in events if event["event"] == "round"]
     return {
         "dataset": "scikit-learn digits",
@@ -34,7 +38,7 @@ def build_report(out: Path, config: RunConfig, measured: dict[str, Any]) -> dict
             for event in events
             if event["event"] == "device_joined"
         ],
-        "devices": [_device(row, measured[row["class"]]) for row in results],
+        "devices": [_device(row, measured[row["class"]], space) for row in results],
         "training": rounds,
         "search": {
             row["class"]: {key: row[key] for key in ("candidates", "over_random", "predictions")}
@@ -44,11 +48,12 @@ def build_report(out: Path, config: RunConfig, measured: dict[str, Any]) -> dict
     }
 
 
-def _device(row: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+def _device(row: dict[str, Any], measured: dict[str, Any], space: Space) -> dict[str, Any]:
     accuracy = {kind: measured[kind]["accuracy"] for kind in ("tflite_int8", "onnx_int8")}
     return {
         "class": row["class"],
         "arch": row["arch"],
+        "description": space.describe(space.arch(row["arch"])),
         "origin": row["origin"],
         "macs": row["cost"]["macs"],
         "params": row["cost"]["params"],
@@ -83,25 +88,16 @@ def print_report(report: dict[str, Any], out: Path) -> None:
         for device in report["devices"]
     ]
     console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
     console.print(table(rows))
     for device in report["devices"]:
-        console.print(
-            f"{device['class']}: {describe(device['arch'])}", highlight=False, markup=False
-        )
+        line = f"{device['class']}: {device['description']}"
+        console.print(line, highlight=False, markup=False)
     console.print(
         f"{report['seconds']} s, {report['peak_memory_mb']} MB at most; "
         f"report, plot, models and logs in {out}",
         highlight=False,
     )
-
-
-def describe(arch: dict[str, Any]) -> str:
-    """An architecture's genes in one line, blocks grouped by stage."""
-    stages: dict[str, list[str]] = {}
-    for gene, value in arch.items():
-        stage, _, rest = gene.rpartition(".") if gene.count(".") < 2 else gene.partition(".")
-        stages.setdefault(stage or gene, []).append(f"{rest or ''}={value}".lstrip("="))
-    return "; ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items())
 
 
 def write_plot(path: Path, report: dict[str, Any]) -> None:
