@@ -10,12 +10,17 @@ from fedofa.server.tables import table
 from fedofa.supernet.errors import UsageError
 from rich.console import Console
 
-from .merging import bench_merge
+from .merging import bench_memory, bench_merge
 from .subnets import bench_static, bench_views
 from .timing import machine
 
 BENCHMARKS: Mapping[str, Callable[[], list[dict[str, Any]]]] = MappingProxyType(
-    {"static": bench_static, "views": bench_views, "merge": bench_merge}
+    {
+        "static": bench_static,
+        "views": bench_views,
+        "merge": bench_merge,
+        "memory": bench_memory,
+    }
 )
 
 

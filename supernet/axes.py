@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .space import Arch, Space
 
@@ -166,9 +167,18 @@ def view(tensor: Tensor, region: Region) -> Tensor:
     return tensor
 
 
-def view_all(weights: Mapping[str, Tensor], where: Regions) -> Weights:
-    """Views of every tensor that the regions name: a subnet's weights on the shared memory."""
-    return {name: view(weights[name], region) for name, region in where.items()}
+def cut(tensor: Tensor, region: Region) -> Tensor:
+    """The region of a tensor, differentiable: a copy, but the tensor itself where taken whole.
+
+    Slices are cut by padding with negative widths: one operation, and one backward. Slicing would
+    make and fill a tensor once for every dimension that is not taken whole.
+    """
+    edges: list[int] = []
+    for index, size in zip(reversed(region), reversed(tensor.shape), strict=True):
+        if not isinstance(index, slice):
+            return view(tensor, region)
+        edges += (-index.start, index.stop - size)
+    return pad(tensor, edges) if any(edges) else tensor
 
 
 def take(weights: Mapping[str, Tensor], where: Regions) -> Weights:

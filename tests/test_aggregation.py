@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fedofa.benchmarks.merging import KINDS, peak_supernets
 from fedofa.protos.messages import EvaluateReply
 from fedofa.server.aggregation.overlap_mean import OverlapMean
 from fedofa.server.exchange import Answer, in_order
@@ -234,6 +235,13 @@ def test_memory_does_not_grow_with_the_number_of_clients() -> None:
             mean.add({"w": torch.ones(64, 32), "v": torch.ones(10)}, where, 1.0)
         sizes.append(_held_elements(mean))
     assert sizes == [64 * 64 + 10] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merge_takes_the_memory_of_weights_one_sum_and_one_update(kind: str) -> None:
+    peak = peak_supernets(kind, (10,))[10]
+    # A margin for Python's own objects and for pages that the kernel counts late.
+    assert 2 <= peak <= 3.1
 
 
 def _held_elements(mean: OverlapMean) -> int:

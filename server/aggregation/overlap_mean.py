@@ -35,6 +35,18 @@ class _Sum:
             accumulate(counts, region, one.expand(shape_of(region)), weight)
         return counts
 
+    def mean(self, previous: Tensor) -> tuple[Tensor, Tensor | bool]:
+        """The mean, made in the sum's own memory, and which of its values were trained.
+
+        A value that nobody trained is the previous one.
+        """
+        counts = self.counts()
+        if isinstance(counts, float):
+            return self.total.div_(counts), True
+        mask = counts > 0
+        self.total.div_(counts.clamp_(min=torch.finfo(counts.dtype).tiny))
+        return torch.where(mask, self.total, previous, out=self.total), mask
+
 
 class OverlapMean:
     """Mean of each shared weight over the clients that trained it, weighted.
@@ -59,7 +71,7 @@ class OverlapMean:
     def result(self) -> tuple[Weights, dict[str, Tensor | bool]]:
         """The merged weights, and per tensor which values were trained (a mask, or all, or none).
 
-        Ends the fold: the running sums become the result.
+        Ends the fold: the running sums become the result, tensor by tensor in the same memory.
         """
         merged: Weights = {}
         trained: dict[str, Tensor | bool] = {}
@@ -68,11 +80,5 @@ class OverlapMean:
             if found is None:
                 merged[name], trained[name] = previous, False
                 continue
-            counts = found.counts()
-            if isinstance(counts, float):
-                merged[name], trained[name] = found.total.div_(counts), True
-                continue
-            mask = counts > 0
-            mean = found.total.div_(counts.clamp_(min=torch.finfo(counts.dtype).tiny))
-            merged[name], trained[name] = torch.where(mask, mean, previous), mask
+            merged[name], trained[name] = found.mean(previous)
         return merged, trained
