@@ -6,11 +6,10 @@ a rename, after everything it names is on the disk: whenever the process dies, t
 in use or the new one is, complete. POSIX file systems only.
 """
 
-import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,9 +95,9 @@ class DeviceStore:
     def lock(self) -> Iterator[None]:
         """Keep other processes from changing this store; ArtifactError when one is at it."""
         durable.make_folder(self.folder)
-        with (self.folder / "lock").open("w") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(durable.locked(self.folder / "lock"))
             except BlockingIOError:
                 raise ArtifactError(
                     f"store {self.folder}: another process is changing it; try again when it ends"

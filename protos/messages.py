@@ -54,6 +54,7 @@ class Recipe(BaseModel):
     Exactly one of `epochs` and `steps` is used: `steps` when it is given. `distill` trains, in
     every step, the assigned subnet on labels and the smallest and `random_subnets` further subnets
     inside it on the assigned one's predictions (sandwich rule, in-place distillation).
+    `logit_adjustment` is the strength τ of the correction for a device's own label frequencies.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -68,6 +69,7 @@ class Recipe(BaseModel):
     epochs: int = Field(1, ge=1)
     steps: int | None = Field(None, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    logit_adjustment: float = Field(0.0, ge=0, le=4)
     distill: bool = True
     random_subnets: int = Field(1, ge=0)
 

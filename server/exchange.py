@@ -14,8 +14,9 @@ from ..protos.flower import Values, from_record, to_record
 from ..protos.messages import Body, MessageError
 
 B = TypeVar("B", bound=Body)
-# Each look costs the SuperLink about 10 ms a message.
-POLL_SECONDS = 0.3
+# Each look costs the SuperLink about 10 ms a message: a reply that takes longer is looked for less
+# often, after a tenth of the time that it has taken so far.
+POLL_SECONDS, POLL_SHARE, POLL_MOST_S = 0.2, 0.1, 1.0
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
 
@@ -88,10 +89,11 @@ class Exchange:
                     del pending[message]
                     arrived = True
                     yield answer
-            if time.monotonic() - begin >= deadline_s:
+            waited_s = time.monotonic() - begin
+            if waited_s >= deadline_s:
                 break
             if pending and not arrived:
-                time.sleep(self._poll_s)
+                time.sleep(max(self._poll_s, min(POLL_SHARE * waited_s, POLL_MOST_S)))
         for message, node in pending.items():
             self._owing[message] = node
             yield Answer(node, None, None, f"no reply within {deadline_s:g} s")

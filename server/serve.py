@@ -8,7 +8,6 @@ The gateway passes only Flower's fleet paths. The depot serves finished models.
 
 import contextlib
 import errno
-import fcntl
 import ipaddress
 import json
 import os
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from ..protos import durable
 from ..supernet.errors import UsageError
 from . import superlink
 from .children import Child, Children
@@ -129,13 +129,19 @@ def children(options: ServeOptions, addresses: Addresses) -> tuple[Child, ...]:
     insecure = ("--insecure",) if options.insecure else ()
     return (
         superlink.superlink(options.state.resolve(), port, options.durable),
-        superlink.superexec(options.state.resolve(), port),
-        Child("gateway", (*gateway, "--bind", addresses.devices, *tls), _says("gateway ready ")),
+        Child(
+            "gateway",
+            (*gateway, "--bind", addresses.devices, *tls),
+            _says("gateway ready "),
+            waits=False,
+        ),
         Child(
             "depot",
             (*depot, "--bind", addresses.depot, *tls, *token, *insecure),
             _says("depot ready "),
+            waits=False,
         ),
+        superlink.superexec(options.state.resolve(), port),
     )
 
 
@@ -219,16 +225,14 @@ def _write(file: Path, content: dict[str, object]) -> None:
 @contextlib.contextmanager
 def _locked(state: Path) -> Iterator[None]:
     """One server per state folder; the lock ends with the process."""
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        lock = (state / LOCK_FILE).open("w")
-    except OSError as error:
-        raise UsageError(f"state folder {state} cannot be written: {error.strerror}") from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            state.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(durable.locked(state / LOCK_FILE))
+        except BlockingIOError:
             raise UsageError(
                 f"another server runs with state folder {state}; stop it or use another folder"
             ) from None
+        except OSError as error:
+            raise UsageError(f"state folder {state} cannot be written: {error.strerror}") from None
         yield

@@ -10,7 +10,7 @@ import numpy as np
 from fedofa.client.app import app as honest_app
 from fedofa.client.device import of_node
 from fedofa.protos.device import FLEET_KEY, PARTITION_KEY, DataSource, Device
-from fedofa.protos.flower import FLAT, VALUES, Values, from_record, to_record
+from fedofa.protos.flower import BODY, DTYPE, VALUES, Values, from_record, to_record
 from fedofa.protos.messages import TrainReply
 from fedofa.server.checkpoint import CheckpointStore
 from fedofa.server.config import RunConfig, parse_config
@@ -20,7 +20,7 @@ from fedofa.server.fleet import Roll
 from fedofa.server.local_grid import LocalGrid
 from fedofa.server.strategy import SupernetStrategy
 from fedofa.server.training import Training
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 TINY_SPACE: dict[str, Any] = {
     "preset": "digits",
@@ -122,11 +122,11 @@ def with_nan(values: Any) -> Any:
     return values
 
 
-def with_bytes(data: bytes, dtype: str = "float32", shape: tuple[int, ...] = (5,)) -> Trick:
+def with_bytes(data: bytes, dtype: str = "float32") -> Trick:
     """A client whose array is these bytes."""
 
     def make(record: RecordDict) -> RecordDict:
-        record[VALUES] = ArrayRecord({FLAT: Array(dtype, shape, "numpy.ndarray", data)})
+        record[BODY] = ConfigRecord({**record.config_records[BODY], DTYPE: dtype, VALUES: data})
         return record
 
     return sending_record(make)

@@ -116,9 +116,10 @@ MISBEHAVIOUR: list[tuple[str, Any, str, str]] = [
     ("empty", sending_record(lambda _: RecordDict()), "no_update", "no body"),
     ("text", sending_record(lambda _: RecordDict({"body": ConfigRecord({"json": "["})})),
      "no_update", "TrainReply"),
-    ("pickle", with_bytes(npy_of_objects()), "no_update", "array"),
-    ("object", with_bytes(pickle.dumps(1), "object", (1,)), "no_update", "array"),
-    ("size", with_bytes(b"", shape=(10**15,)), "no_update", "array"),
+    ("pickle", with_bytes(npy_of_objects().ljust(400)), "update_refused", "shape"),
+    ("object", with_bytes(pickle.dumps(1), "object"), "no_update", "array"),
+    ("bytes", with_bytes(bytes(7)), "no_update", "array"),
+    ("nothing", with_bytes(b""), "update_refused", "shape"),
 ]  # fmt: skip
 
 
