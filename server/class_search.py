@@ -16,8 +16,10 @@ from ..specialize.search import Evolution, evolve, largest_that_fits, random_tha
 from ..supernet.cost import Budget, cost
 from ..supernet.randomness import stream
 from ..supernet.space import Arch, Space
+from .class_budgets import ClassBudget
 from .config import RunConfig
-from .evaluation import FederatedEvaluator, Measured, Target
+from .evaluation import FederatedEvaluator, Target
+from .figures import Measured
 
 Fits = Callable[[Arch], bool]
 
@@ -63,42 +65,49 @@ def search_classes(
     config: RunConfig,
     space: Space,
     evaluator: FederatedEvaluator,
-    fits: Mapping[str, Fits],
+    classes: Mapping[str, ClassBudget],
     tell: Callable[[str], None],
+    fail: Callable[[str, str], None],
 ) -> dict[str, Choice]:
-    """Class → choice, for each class in `fits`, which says what its budget allows."""
-    samples = {name: _samples(config, space, name, allowed) for name, allowed in fits.items()}
+    """Class → choice; one that no device could measure is reported to `fail` and left out."""
     tell("measuring sampled subnets")
-    measured, _ = _measure(config, evaluator, samples)
+    drawn = {name: _samples(config, space, name, bounds.fits) for name, bounds in classes.items()}
+    measured = _measure(evaluator, classes, drawn, fail)
+    if not measured:
+        return {}
     known = [
-        Sample(arch, name, measured[name, arch].accuracy)
-        for name, archs in samples.items()
-        for arch in archs
+        Sample(arch, name, accuracy.accuracy)
+        for name, found in measured.items()
+        for arch, (accuracy, _) in found.items()
     ]
     predictor = fit(space, known)
     tell("searching")
-    finalists: dict[str, dict[Arch, str]] = {}
-    looked: dict[str, int] = {}
-    for name, allowed in fits.items():
-        finalists[name], looked[name] = _finalists(config, space, name, allowed, predictor)
+    searched = {
+        name: _finalists(config, space, name, classes[name].fits, predictor) for name in measured
+    }
     tell("measuring finalists")
-    again, statistics = _measure(config, evaluator, finalists)
-    found = {}
-    for name, origins in finalists.items():
-        candidates = tuple(
-            Candidate(arch, origin, cost(space, arch).macs, again[name, arch])
-            for arch, origin in origins.items()
-        )
-        # Between equal measurements, fewer multiply-accumulates.
-        best = max(candidates, key=lambda c: (c.measured.accuracy, -c.macs))
-        found[name] = Choice(
-            name, _budget(config, name), best, statistics[name, best.arch], candidates, looked[name]
-        )
-    return found
+    origins = {name: mine for name, (mine, _) in searched.items()}
+    return {
+        name: _choice(space, name, classes[name].budget, searched[name], found)
+        for name, found in _measure(evaluator, classes, origins, fail).items()
+    }
 
 
-def _budget(config: RunConfig, name: str) -> Budget:
-    return config.classes[name].budget()
+def _choice(
+    space: Space,
+    name: str,
+    budget: Budget,
+    searched: tuple[Mapping[Arch, str], int],
+    found: "_Found",
+) -> Choice:
+    origins, looked = searched
+    candidates = tuple(
+        Candidate(arch, origin, cost(space, arch).macs, found[arch][0])
+        for arch, origin in origins.items()
+    )
+    # Between equal measurements, fewer multiply-accumulates.
+    best = max(candidates, key=lambda c: (c.measured.accuracy, -c.macs))
+    return Choice(name, budget, best, found[best.arch][1], candidates, looked)
 
 
 def _samples(config: RunConfig, space: Space, name: str, fits: Fits) -> list[Arch]:
@@ -138,14 +147,29 @@ def _others(
     return fresh[:count]  # fewer where hardly anything else fits
 
 
+_Found = dict[Arch, tuple[Measured, Statistics]]
+
+
 def _measure(
-    config: RunConfig,
     evaluator: FederatedEvaluator,
+    classes: Mapping[str, ClassBudget],
     archs: Mapping[str, Iterable[Arch]],
-) -> tuple[dict[tuple[str, Arch], Measured], dict[tuple[str, Arch], Statistics]]:
-    """(class, subnet) → accuracy and norm statistics, each class's on the same devices."""
+    fail: Callable[[str, str], None],
+) -> dict[str, _Found]:
+    """Class → subnet → accuracy and norm statistics, each class's on the same devices."""
     keys = [(name, arch) for name, mine in archs.items() for arch in mine]
-    targets = [Target(arch, _budget(config, name)) for name, arch in keys]
+    targets = [Target(arch, classes[name].budget) for name, arch in keys]
     statistics = evaluator.statistics(targets)
     measured = evaluator.accuracy(targets, statistics)
-    return dict(zip(keys, measured, strict=True)), dict(zip(keys, statistics, strict=True))
+    found: dict[str, _Found] = {}
+    for name in archs:
+        places = [place for place, (owner, _) in enumerate(keys) if owner == name]
+        if all(place in measured for place in places):
+            found[name] = {keys[at][1]: (measured[at], statistics[at]) for at in places}
+        else:
+            fail(
+                name,
+                f"no device answered for {sum(at not in measured for at in places)} of its "
+                f"{len(places)} subnets; start a device whose class may hold them",
+            )
+    return found

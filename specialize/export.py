@@ -1,13 +1,9 @@
-"""Exporting one subnet: float files, then int8 files, in a worker process of their own.
+"""Exporting one subnet: float files, then int8 files, each step in a process of its own."""
 
-A converter that crashes takes its worker along and not the server; workers also use a second core.
-"""
-
+import contextlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -45,9 +41,20 @@ class FloatExport:
     observable: Mapping[str, bytes]
 
 
-def workers(count: int) -> ProcessPoolExecutor:
-    """Worker processes, started afresh (not forked: the server has threads)."""
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_warm)
+def preload() -> None:
+    """Import what every export needs, and start no thread: see `fork_server`.
+
+    Importing onnxruntime would start one. A missing package is reported by the export itself.
+    """
+    torch.set_num_threads(1)
+    from .tflite import quiet
+
+    with quiet(), contextlib.suppress(ImportError):
+        import ai_edge_quantizer  # noqa: F401
+        import litert_torch  # noqa: F401
+        import onnx  # noqa: F401
+        import onnxscript.optimizer  # noqa: F401
+        from onnxscript.function_libs.torch_lib import ops  # noqa: F401
 
 
 def module_of(subnet: Subnet) -> torch.nn.Module:
@@ -110,13 +117,3 @@ def file_entry(kind: FileKind, path: Path, specs: tuple[TensorSpec, TensorSpec])
         inputs=(specs[0],),
         outputs=(specs[1],),
     )
-
-
-def _warm() -> None:
-    """Import what every export needs while the server still waits for devices."""
-    torch.set_num_threads(1)
-    from .tflite import quiet
-
-    with quiet():
-        import ai_edge_quantizer  # noqa: F401
-        import litert_torch  # noqa: F401

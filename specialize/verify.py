@@ -1,4 +1,4 @@
-"""Loading exported files in a fresh process and comparing what they give with the subnet's output.
+"""Loading exported files in a fresh process and running them.
 
 A broken file may crash or hang its runtime; a process of its own turns that into an error. Without
 this step, and the comparison on the devices' own examples, nothing is registered.
@@ -7,83 +7,16 @@ this step, and the comparison on the devices' own examples, nothing is registere
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..protos.inference import Floats, open_model
 from ..protos.manifest import FileEntry, FileKind
 from ..supernet.errors import ExportError, FedofaError
 
 TIMEOUT_S = 120.0
-Labels = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a file may differ from its subnet: absolute for float files, as accuracy for all."""
-
-    max_float_difference: float = 1e-3
-    max_accuracy_drop: float = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One file beside its subnet on the same inputs.
-
-    `agreement` is the share of inputs with the same top class; `accuracy_drop` (subnet's accuracy
-    less the file's) is None where no labels were given.
-    """
-
-    kind: FileKind
-    max_difference: float
-    agreement: float
-    accuracy_drop: float | None
-
-
-def verify(
-    folder: Path,
-    entries: Sequence[FileEntry],
-    inputs: Floats,
-    reference: Floats,
-    labels: Labels | None = None,
-    limits: Limits | None = None,
-) -> list[Compared]:
-    """Run files in a fresh process on real inputs (n, …); reference outputs are (n, classes).
-
-    ExportError names the first file beyond a limit, with its figure and the limit.
-    """
-    outputs = outputs_in_fresh_process(folder, entries, inputs)
-    return compare(outputs, reference, labels, limits or Limits())
-
-
-def compare(
-    outputs: Mapping[FileKind, Floats], reference: Floats, labels: Labels | None, limits: Limits
-) -> list[Compared]:
-    """The files' outputs beside the subnet's, each (n, classes); ExportError as `verify` says."""
-    found = []
-    wanted = reference.argmax(axis=1)
-    for kind, output in outputs.items():
-        if output.shape != reference.shape:
-            raise ExportError(f"{kind}: output {output.shape}; the subnet's is {reference.shape}")
-        top, drop = output.argmax(axis=1), None
-        if labels is not None:
-            drop = float((wanted == labels).mean() - (top == labels).mean())
-        difference = float(np.abs(output - reference).max())
-        found.append(Compared(kind, difference, float((top == wanted).mean()), drop))
-        if kind.endswith("fp32") and not difference <= limits.max_float_difference:
-            raise ExportError(
-                f"{kind}: off by {difference:.3g} from PyTorch; the limit is "
-                f"{limits.max_float_difference:g}"
-            )
-        if drop is not None and drop > limits.max_accuracy_drop:
-            raise ExportError(
-                f"{kind}: loses {drop:.3f} of accuracy; the limit is {limits.max_accuracy_drop:g}"
-            )
-    return found
 
 
 def outputs_in_fresh_process(

@@ -220,7 +220,7 @@ def test_one_devices_bad_moments_are_left_out_and_named(
 ) -> None:
     run, asked = evaluator(tmp_path, spoiling(change))
     small = run.training.space.smallest()
-    (found,) = asked.statistics([Target(small, Budget(params=3000))])
+    found = asked.statistics([Target(small, Budget(params=3000))])[0]
     assert_same(found, in_one_place(run, [0, 2], small))
     (told,) = run.events("no_answer")
     assert told["device"] == "dev-1"

@@ -1,0 +1,70 @@
+"""What each class's model must keep to: the class's bounds, and those that its devices declared.
+
+One model is published for a class and every device of the class is to run it. So the class's
+budget is tightened by what the devices that joined declared for themselves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ..specialize.filesize import largest_int8_bytes
+from ..supernet.cost import Budget, cost
+from ..supernet.errors import UsageError
+from ..supernet.space import Arch, Space
+from .config import RunConfig
+from .events import EventLog
+from .fleet import Fleet
+
+
+@dataclass(frozen=True, slots=True)
+class ClassBudget:
+    """A class's budget; `declared_by` says which bounds a device declared, and which device."""
+
+    budget: Budget
+    declared_by: Mapping[str, str]
+    space: Space
+    formats: tuple[str, ...]
+
+    def excess(self, arch: Arch) -> list[str]:
+        """The bounds that a subnet breaks when it runs, as `name have > bound`."""
+        # Memory for training does not bound what a device can run.
+        running = replace(self.budget, train_memory_bytes=None)
+        size_bytes = largest_int8_bytes(self.formats, self.space.layers(arch))
+        return running.excess(cost(self.space, arch), file_bytes=size_bytes)
+
+    def fits(self, arch: Arch) -> bool:
+        """Whether a subnet breaks none of the bounds."""
+        return not self.excess(arch)
+
+    def check(self) -> None:
+        """UsageError, with the bound and the device that declared it, when no subnet fits."""
+        broken = self.excess(self.space.smallest())
+        if not broken:
+            return
+        device = self.declared_by.get(broken[0].split()[0])
+        whose = f"device {device} declares that bound" if device else "its class has that bound"
+        raise UsageError(
+            f"no subnet fits: the smallest has {broken[0]}, and {whose}. Raise it, or give the "
+            "device another class"
+        )
+
+
+def class_budgets(
+    config: RunConfig, space: Space, fleet: Fleet, log: EventLog
+) -> dict[str, ClassBudget]:
+    """Class → what its model must keep to; each tightening is told in the event log."""
+    found = {}
+    for name, bounds in config.classes.items():
+        budget, declared_by = bounds.budget(), dict[str, str]()
+        for device, member in fleet.members.items():
+            if member.profile.device_class != name:
+                continue
+            declared = Budget.from_dict(member.profile.budget)
+            tightened = budget.tightened(replace(declared, train_memory_bytes=None))
+            if tightened != budget:
+                changed = tightened.to_dict().items() - budget.to_dict().items()
+                declared_by.update(dict.fromkeys(dict(changed), device))
+                log("class_tightened", device_class=name, device=device, budget=dict(changed))
+                budget = tightened
+        found[name] = ClassBudget(budget, declared_by, space, tuple(config.export.formats))
+    return found

@@ -1,0 +1,207 @@
+"""What devices answer when they measure: checked, then numbers that add up.
+
+A reply is checked against what was asked and against the number of examples in the device's
+profile. MessageError says what is wrong with one that is not used.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..protos.flower import Values
+from ..protos.inference import Ranges
+from ..protos.messages import (
+    EvaluateReply,
+    MessageError,
+    MomentsReply,
+    RangesReply,
+    Verdict,
+    VerifyReply,
+)
+from ..supernet.batchnorm import Moments
+from ..supernet.space import Arch, Space
+from ..supernet.subnet import batch_norms
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Right answers of so many validation examples, summed over devices."""
+
+    correct: int
+    examples: int
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of right answers."""
+        return self.correct / self.examples
+
+    @property
+    def error(self) -> float:
+        """Standard error of the accuracy as a binomial proportion."""
+        p = self.accuracy
+        return float(np.sqrt(max(p * (1 - p), 1e-12) / self.examples))
+
+    def __add__(self, other: "Measured") -> "Measured":
+        return Measured(self.correct + other.correct, self.examples + other.examples)
+
+
+@dataclass(frozen=True, slots=True)
+class FileMeasured:
+    """One exported file against its subnet in PyTorch, on the same validation examples."""
+
+    file: Measured
+    reference: Measured
+    agree: int
+    max_difference: float
+
+    def __add__(self, other: "FileMeasured") -> "FileMeasured":
+        return FileMeasured(
+            file=self.file + other.file,
+            reference=self.reference + other.reference,
+            agree=self.agree + other.agree,
+            # Python's max passes over a NaN or keeps it, as the order has it.
+            max_difference=max(_bounded(self.max_difference), _bounded(other.max_difference)),
+        )
+
+
+def read_moments(
+    space: Space, archs: Sequence[Arch], examples: int, body: MomentsReply, values: Values | None
+) -> list[dict[str, Moments]]:
+    """One device's moments per subnet, over `examples` training examples."""
+    layers = [norm_layers(space, arch) for arch in archs]
+    needed = 2 * sum(channels for mine in layers for channels, _ in mine.values())
+    if values is None or values.dtype != np.float64 or len(values) != needed:
+        raise MessageError(f"moments: {needed} float64 values expected")
+    if not np.isfinite(values).all() or len(body.counts) != len(archs):
+        raise MessageError("moments: a value is not finite, or a subnet is missing")
+    wide = values.astype(np.float64, copy=False)
+    found, at = [], 0
+    for mine, counts in zip(layers, body.counts, strict=True):
+        stated = {name: examples * positions for name, (_, positions) in mine.items()}
+        if counts != stated or examples < 1:
+            raise MessageError(
+                f"moments: not those of every norm layer over the {examples} training examples "
+                "that its profile leaves for whole batches"
+            )
+        moments = {}
+        for name, (size, _) in mine.items():
+            total, squares = wide[at : at + size], wide[at + size : at + 2 * size]
+            moments[name] = Moments(counts[name], total.copy(), squares.copy())
+            at += 2 * size
+        found.append(moments)
+    return found
+
+
+def read_measured(reply: EvaluateReply, targets: int, examples: int) -> list[Measured]:
+    """Right answers per subnet."""
+    _require_examples("evaluation", reply.examples, examples)
+    right = reply.correct
+    if len(right) != targets or any(not 0 <= count <= reply.examples for count in right):
+        raise MessageError(f"evaluation: {targets} counts from 0 to {reply.examples} expected")
+    return [Measured(count, reply.examples) for count in right]
+
+
+def read_ranges(reply: RangesReply, files: int, examples: int) -> tuple[Ranges, ...]:
+    """Activation ranges per file."""
+    _require_examples("ranges", reply.examples, examples)
+    if len(reply.ranges) != files:
+        raise MessageError(f"ranges of {files} files expected")
+    for ranges in reply.ranges:
+        if not all(-math.inf < low <= high < math.inf for low, high in ranges.values()):
+            raise MessageError("ranges: one is not finite, or its ends are swapped")
+    return reply.ranges
+
+
+def read_verdicts(
+    reply: VerifyReply, files: Sequence[int], examples: int
+) -> list[list[FileMeasured]]:
+    """Per export one figure for each of its files (`files` says how many)."""
+    _require_examples("verification", reply.examples, examples)
+    if len(reply.verdicts) != len(files):
+        raise MessageError(f"verification: {len(files)} verdicts expected")
+    for verdict, count in zip(reply.verdicts, files, strict=True):
+        figures = (verdict.correct, verdict.agree, verdict.max_difference)
+        if {len(figure) for figure in figures} != {count}:
+            raise MessageError(f"verification: figures of {count} files expected")
+        counts = (*verdict.correct, *verdict.agree, verdict.reference_correct)
+        if any(not 0 <= right <= examples for right in counts):
+            raise MessageError(f"verification: counts from 0 to {examples} expected")
+    return [_figures(verdict, examples) for verdict in reply.verdicts]
+
+
+def _require_examples(about: str, got: int, stated: int) -> None:
+    if got != stated:
+        raise MessageError(f"{about}: {got} examples; by its profile there are {stated}")
+
+
+def _figures(verdict: Verdict, examples: int) -> list[FileMeasured]:
+    reference = Measured(verdict.reference_correct, examples)
+    parts = zip(verdict.correct, verdict.agree, verdict.max_difference, strict=True)
+    return [
+        FileMeasured(Measured(correct, examples), reference, agree, _bounded(gap))
+        for correct, agree, gap in parts
+    ]
+
+
+def _bounded(difference: float) -> float:
+    """The difference, infinite where it is no number: no bound holds for one."""
+    return math.inf if math.isnan(difference) else difference
+
+
+def lighter_moments(moments: Mapping[str, Moments], weight: float) -> dict[str, Moments]:
+    """The same means and variances, counting less where `weight` is below 1."""
+    if weight >= 1:
+        return dict(moments)
+    found = {}
+    for name, layer in moments.items():
+        count = max(1, round(layer.count * weight))
+        share = count / layer.count
+        found[name] = Moments(count, layer.total * share, layer.squares * share)
+    return found
+
+
+def lighter(measured: Measured, weight: float) -> Measured:
+    """The same accuracy, rounded to whole examples, counting less where `weight` is below 1."""
+    if weight >= 1:
+        return measured
+    examples = max(1, round(measured.examples * weight))
+    return Measured(round(measured.correct * examples / measured.examples), examples)
+
+
+def lighter_file(figure: FileMeasured, weight: float) -> FileMeasured:
+    """The same accuracies and difference, counting less where `weight` is below 1."""
+    return FileMeasured(
+        file=lighter(figure.file, weight),
+        reference=lighter(figure.reference, weight),
+        agree=lighter(Measured(figure.agree, figure.file.examples), weight).correct,
+        max_difference=figure.max_difference,
+    )
+
+
+@lru_cache(maxsize=4096)
+def norm_layers(space: Space, arch: Arch) -> Mapping[str, tuple[int, int]]:
+    """Norm layer → (channels, positions that one example adds), in the module's order."""
+    found: dict[str, tuple[int, int]] = {}
+    with torch.device("meta"):
+        module = space.build(arch).eval()
+        x = torch.empty(1, *space.input_shape(arch))
+    layers = batch_norms(module)
+
+    def watch(name: str) -> None:
+        def note(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            channels = inputs[0].shape[1]
+            before = found[name][1] if name in found else 0
+            found[name] = channels, before + inputs[0].numel() // channels
+
+        layers[name].register_forward_pre_hook(note)
+
+    for name in layers:
+        watch(name)
+    with torch.no_grad():
+        module(x)
+    return {name: found[name] for name in layers if name in found}

@@ -1,0 +1,126 @@
+"""From verified files to a manifest: what a file may lose, and the golden test that goes along."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..protos.inference import Ranges
+from ..protos.manifest import FileEntry, FileKind, Golden, Manifest
+from ..protos.messages import DeviceProfile
+from ..specialize.export import FLOATS, Subnet, module_of
+from ..specialize.verify import outputs_in_fresh_process
+from ..supernet.cost import Budget, cost
+from ..supernet.errors import ExportError
+from ..supernet.randomness import array_stream
+from ..supernet.space import Space, plain
+from .class_search import Choice
+from .config import ExportConfig, RunConfig
+from .figures import FileMeasured
+
+# A golden test must pass on another processor's arithmetic too.
+GOLDEN_MARGIN, GOLDEN_FLOOR = 2.0, 1e-4
+Figures = Mapping[FileKind, FileMeasured]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A class's files in a folder, what was observed and what the devices measured with them."""
+
+    choice: Choice
+    subnet: Subnet
+    folder: Path
+    ranges: Mapping[str, Ranges]
+    entries: Sequence[FileEntry]
+    figures: Figures
+
+
+class Manifests:
+    """Writes manifests of models from one supernet; `profile` gives the form of the data."""
+
+    def __init__(
+        self, config: RunConfig, space: Space, profile: DeviceProfile, supernet_sha256: str
+    ) -> None:
+        self._config, self._space = config, space
+        self._profile, self._supernet = profile, supernet_sha256
+
+    def draft(self, work: Verified) -> Manifest:
+        """The manifest, its version still to be given; ExportError for files beyond a limit."""
+        check_sizes(work.entries, work.choice.budget)
+        check_figures(work.figures, self._config.export)
+        name, arch = work.choice.device_class, work.choice.best.arch
+        metrics = {f"validation_accuracy.{k}": f.file.accuracy for k, f in work.figures.items()}
+        metrics["validation_accuracy.pytorch"] = work.choice.best.measured.accuracy
+        return Manifest(
+            model=f"{self._config.name}.{name}",
+            version=1,
+            device_class=name,
+            layout="NCHW",
+            normalization=self._profile.normalization,
+            classes=self._profile.classes,
+            space=plain(self._space.to_dict()),
+            arch=dict(arch),
+            supernet_sha256=self._supernet,
+            cost=cost(self._space, arch).to_dict(),
+            budget=dict(work.choice.budget.to_dict()),
+            metrics=metrics,
+            golden=self._golden(work),
+            files=tuple(work.entries),
+        )
+
+    def _golden(self, work: Verified) -> Golden:
+        """A drawn input in the range that the devices saw (no device's example), and its output."""
+        low, high = _input_range(work)
+        shape = (1, *self._space.input_shape(work.choice.best.arch))
+        rng = array_stream(self._config.seed, "golden", work.choice.device_class)
+        x = rng.uniform(low, high, size=shape).astype(np.float32)
+        with torch.no_grad():
+            reference = module_of(work.subnet)(torch.from_numpy(x)).numpy()
+        outputs = outputs_in_fresh_process(work.folder, work.entries, x)
+        tolerance: dict[FileKind, float] = {}
+        for kind, output in outputs.items():
+            if output.shape != reference.shape:
+                raise ExportError(f"{kind}: output {output.shape}; expected {reference.shape}")
+            seen = max(float(np.abs(output - reference).max()), work.figures[kind].max_difference)
+            tolerance[kind] = GOLDEN_MARGIN * seen + GOLDEN_FLOOR
+        return Golden(
+            input_shape=shape,
+            input=tuple(x.ravel().tolist()),
+            output=tuple(reference.ravel().tolist()),
+            tolerance=tolerance,
+        )
+
+
+def check_figures(figures: Figures, limits: ExportConfig) -> None:
+    """ExportError where a file does not do on the devices what its subnet does."""
+    for kind, figure in figures.items():
+        if not math.isfinite(figure.max_difference):
+            raise ExportError(f"{kind}: a device's outputs differ beyond measure")
+        drop = figure.reference.accuracy - figure.file.accuracy
+        if drop > limits.max_accuracy_drop:
+            raise ExportError(
+                f"{kind} loses {drop:.3f} of accuracy on the devices; "
+                f"export.max_accuracy_drop = {limits.max_accuracy_drop}"
+            )
+        if kind.endswith("fp32") and not figure.max_difference <= limits.max_float_difference:
+            raise ExportError(
+                f"{kind} is off by {figure.max_difference:.3g} from PyTorch; "
+                f"export.max_float_difference = {limits.max_float_difference}"
+            )
+
+
+def check_sizes(entries: Sequence[FileEntry], budget: Budget) -> None:
+    """ExportError for an int8 file above the bound: the search went by predicted sizes."""
+    for entry in entries:
+        bound = budget.file_bytes
+        if bound is not None and entry.kind.endswith("int8") and entry.size_bytes > bound:
+            raise ExportError(f"{entry.kind} has {entry.size_bytes} bytes; file_bytes = {bound}")
+
+
+def _input_range(work: Verified) -> tuple[float, float]:
+    first = next(iter(work.ranges.values()))
+    entry = next(e for e in work.entries if e.kind in FLOATS.values())
+    return first[entry.inputs[0].name]

@@ -1,0 +1,67 @@
+"""What a specialization published, as the run's folder and its report give it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from ..protos import durable
+from ..protos.manifest import FILE_NAMES, FileKind, Manifest
+from .class_search import Choice
+from .figures import FileMeasured
+
+
+@dataclass(frozen=True, slots=True)
+class Specialized:
+    """One class's result, as the run's report gives it."""
+
+    device_class: str
+    manifest: Manifest
+    manifest_path: Path
+    choice: Choice
+    figures: Mapping[FileKind, FileMeasured]
+
+
+def write_results(path: Path, results: Sequence[Specialized]) -> None:
+    """What was published, for `fedofa specialize --json` and the demo's report."""
+    rows = [_row(result) for result in results]
+    durable.write(path, json.dumps(rows, indent=1).encode())
+
+
+def _row(result: Specialized) -> dict[str, object]:
+    folder, margin, best = (
+        result.manifest_path.parent,
+        result.choice.margin,
+        result.choice.best,
+    )
+    measured = {str(kind): figure.file.accuracy for kind, figure in result.figures.items()}
+    return {
+        "class": result.device_class,
+        "arch": dict(best.arch),
+        "origin": best.origin,
+        "cost": result.manifest.cost,
+        "budget": result.manifest.budget,
+        "manifest": str(result.manifest_path),
+        "manifest_sha256": sha256(result.manifest.to_json()).hexdigest(),
+        "version": result.manifest.version,
+        "files": {e.kind: str(folder / FILE_NAMES[e.kind]) for e in result.manifest.files},
+        "size_bytes": {e.kind: e.size_bytes for e in result.manifest.files},
+        "validation": {
+            "pytorch": best.measured.accuracy,
+            "examples": best.measured.examples,
+            **measured,
+        },
+        "candidates": [
+            {
+                "arch": dict(c.arch),
+                "origin": c.origin,
+                "macs": c.macs,
+                "accuracy": c.measured.accuracy,
+                "standard_error": c.measured.error,
+            }
+            for c in result.choice.candidates
+        ],
+        "over_random": margin and {"mean": margin[0], "standard_error": margin[1]},
+        "predictions": result.choice.predictions,
+    }

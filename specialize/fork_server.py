@@ -1,0 +1,206 @@
+"""A process that imports what calls need, once, and forks a process of its own for each call.
+
+A converter may crash its process, hang, or be killed for its memory: that costs the one call. The
+server of these processes has one thread only, so that forking it is safe; it ends when the other
+end of its pipe closes, and on Linux its children end with it, however that happens.
+"""
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from ..supernet.errors import ExportError, FedofaError
+
+PR_SET_PDEATHSIG = 1
+# When memory runs out, a call is to be killed, and neither its server nor ours.
+OOM_SCORE = 500
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+CALL_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function that a fresh process can import, and its arguments."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+class ForkServer:
+    """Runs calls in processes of their own; use as a context manager, which ends them all.
+
+    Starts at once: `preload`, importable like a call's function, runs while the caller goes on.
+    """
+
+    def __init__(
+        self,
+        preload: Callable[[], object],
+        at_once: int = 2,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> None:
+        self._settings = preload, at_once, timeout_s
+        self._pipe, self._process = self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._process.pid
+
+    def run(self, calls: Mapping[str, Call]) -> dict[str, Any]:
+        """Name → the call's result, or the ExportError that says why there is none."""
+        found: dict[str, Any] = {}
+        names = list(calls)
+        try:
+            if self._process.poll() is not None:
+                self._pipe.close()
+                self._pipe, self._process = self._start()
+            # In one message: with both sides writing, each would wait for the other to read.
+            self._pipe.send(
+                [
+                    bytes(ForkingPickler.dumps((call.function, call.arguments)))
+                    for call in calls.values()
+                ]
+            )
+            while len(found) < len(calls):
+                place, data, failure = self._pipe.recv()
+                found[names[place]] = ForkingPickler.loads(data) if data else ExportError(failure)
+        except (EOFError, OSError):
+            self._process.kill()
+            ended = _ended(self._process.wait())
+            lost = ExportError(f"the process that starts the converters {ended}")
+            found = {**dict.fromkeys(names, lost), **found}
+        return {name: found[name] for name in names}
+
+    def _start(self) -> tuple[Connection, "subprocess.Popen[bytes]"]:
+        here, there = Pipe()
+        with there:
+            process = subprocess.Popen(
+                # -P: the current folder's files must not stand in for modules.
+                [sys.executable, "-P", "-m", "fedofa.specialize.fork_server", str(there.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[there.fileno()],
+                env={**os.environ, **ONE_THREAD},
+            )
+        here.send(self._settings)
+        return here, process
+
+
+class _Forked:
+    """One call's process, in a group of its own with whatever it starts."""
+
+    def __init__(self, place: int, request: bytes, end_s: float, close: list[Connection]) -> None:
+        self.place, self.end_s = place, end_s
+        self.pipe, there = Pipe(duplex=False)
+        parent = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            for connection in (self.pipe, *close):
+                connection.close()
+            _work(request, there, parent)
+        with contextlib.suppress(OSError):  # both sides do it: whichever comes first
+            os.setpgid(self._pid, self._pid)
+        there.close()
+
+    def answer(self, failure: str = "") -> tuple[int, bytes, str]:
+        """The place, the result's bytes, and without one, why; the process is gone afterwards."""
+        data = b""
+        if not failure:
+            with contextlib.suppress(EOFError, OSError):
+                data = self.pipe.recv_bytes()
+        self.pipe.close()
+        # Also what it started itself. One that is ending keeps the code that it ends with.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self.place, data, failure or f"the converter's process {_ended(code)}"
+
+
+def _ended(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def _work(request: bytes, pipe: Connection, parent: int) -> NoReturn:
+    """The child: do the call, send its result, end without the ceremonies of a Python process."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+        if os.getppid() == parent:
+            pipe.send_bytes(ForkingPickler.dumps(_result(request)))
+            code = 0
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else 1
+    finally:
+        os._exit(code)
+
+
+def _result(request: bytes) -> Any:
+    try:
+        function, arguments = ForkingPickler.loads(request)
+        return function(*arguments)
+    except FedofaError as error:
+        return ExportError(str(error))
+    except Exception as error:  # noqa: BLE001 - whatever a converter raises is the call's result
+        return ExportError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+
+
+def _serve(pipe: Connection, at_once: int, timeout_s: float) -> None:
+    """Fork for one request after the other until the pipe closes; answers come as they are done."""
+    waiting: deque[tuple[int, bytes]] = deque()
+    running: dict[Connection, _Forked] = {}
+    while True:
+        while waiting and len(running) < at_once:
+            place, request = waiting.popleft()
+            end_s = time.monotonic() + timeout_s
+            forked = _Forked(place, request, end_s, [pipe, *running])
+            running[forked.pipe] = forked
+        ends = [forked.end_s for forked in running.values()]
+        patience_s = max(0.0, min(ends) - time.monotonic()) if ends else None
+        for ready in wait([pipe, *running], patience_s):
+            if ready is pipe:
+                waiting.extend(enumerate(pipe.recv()))
+            else:
+                pipe.send(running.pop(ready).answer())  # type: ignore[call-overload]
+        for late in [f for f in running.values() if f.end_s <= time.monotonic()]:
+            del running[late.pipe]
+            pipe.send(late.answer(f"the converter gave no result within {timeout_s:g} s"))
+
+
+def main() -> None:
+    """Serve the pipe whose descriptor is the first argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # our parent decides what an interrupt ends
+    with Connection(int(sys.argv[1])) as pipe, contextlib.suppress(EOFError, OSError):
+        preload, at_once, timeout_s = pipe.recv()
+        # Each child ends after one call: collections are a tenth of its time and free little.
+        gc.disable()
+        preload()
+        _serve(pipe, at_once, timeout_s)
+
+
+if __name__ == "__main__":
+    main()

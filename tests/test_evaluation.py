@@ -1,0 +1,228 @@
+"""Whom the server asks when it measures, and which answers count."""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fedofa.client.app import app as honest_app
+from fedofa.client.device import of_node
+from fedofa.protos.flower import from_record, to_record
+from fedofa.protos.messages import (
+    Body,
+    EvaluateReply,
+    MessageError,
+    MomentsReply,
+    RangesReply,
+    Verdict,
+    VerifyReply,
+)
+from fedofa.server import figures
+from fedofa.server.evaluation import FederatedEvaluator, Target
+from fedofa.server.exchange import Exchange
+from fedofa.server.figures import FileMeasured, Measured
+from fedofa.server.fleet import Fleet
+from fedofa.server.survey import Survey
+from fedofa.supernet.batchnorm import Moments, collect
+from fedofa.supernet.cost import Budget
+from fedofa.supernet.subnet import batch_norms, extract
+from fleets import Run, grid_of, small_config, small_fleet
+from flwr.app import Context, Message
+from strategies import DIGITS, SMALL
+
+BOUND = Budget(params=3000)
+REPLIES: Mapping[str, type[Body]] = {"query.moments": MomentsReply, "evaluate": EvaluateReply}
+
+
+def counting(name: str, times: int, of: str) -> Callable[[Message, Context], Message]:
+    """The devices' app, but one device claims so many times the examples that it has."""
+
+    def app(message: Message, context: Context) -> Message:
+        reply = honest_app(message=message, context=context)
+        mine = of_node(context.node_config, context.run_config).name
+        if mine != name or message.metadata.message_type != of:
+            return reply
+        body, values = from_record(REPLIES[of], reply.content)
+        return Message(to_record(claiming(body, times), values), reply_to=message)
+
+    return app
+
+
+def claiming(body: Body, times: int) -> Body:
+    if isinstance(body, MomentsReply):
+        counts = tuple({k: times * n for k, n in layers.items()} for layers in body.counts)
+        return body.model_copy(update={"counts": counts})
+    assert isinstance(body, EvaluateReply)
+    right = tuple(times * count for count in body.correct)
+    return body.model_copy(update={"examples": times * body.examples, "correct": right})
+
+
+def asked(folder: Path, app: Any) -> tuple[Run, FederatedEvaluator, Fleet]:
+    run = Run(folder, small_config(), grid_of(small_fleet(folder), app))
+    fleet, training = run.roll.gather(), run.training
+    found = FederatedEvaluator(run.exchange, fleet, training.space, training.weights, run.log)
+    return run, found, fleet
+
+
+@pytest.mark.parametrize("of", ["query.moments", "evaluate"])
+def test_a_device_that_claims_more_examples_than_its_profile_is_not_counted(
+    of: str, tmp_path: Path
+) -> None:
+    run, evaluator, fleet = asked(tmp_path, counting("dev-1", 1000, of))
+    targets = [Target(run.training.space.smallest(), BOUND)]
+    statistics = evaluator.statistics(targets)
+    if of == "evaluate":
+        assert not run.events("no_answer")
+        measured = evaluator.accuracy(targets, statistics)[0]
+        mine = [fleet.members[name].profile.validation_examples for name in ("dev-0", "dev-2")]
+        assert measured.examples == sum(mine)
+    (told,) = run.events("no_answer")
+    assert told["device"] == "dev-1"
+    assert "profile" in told["reason"]
+
+
+def test_every_verification_and_observation_is_of_the_examples_in_the_profile() -> None:
+    verdict = Verdict(reference_correct=3, correct=(2,), agree=(3,), max_difference=(0.1,))
+    verified = VerifyReply(device="a", examples=5, verdicts=(verdict,))
+    assert figures.read_verdicts(verified, [1], 5) == [
+        [FileMeasured(Measured(2, 5), Measured(3, 5), 3, 0.1)]
+    ]
+    observed = RangesReply(device="a", examples=5, ranges=({"a0": (0.0, 1.0)},))
+    assert figures.read_ranges(observed, 1, 5) == ({"a0": (0.0, 1.0)},)
+    for stated in (4, 6):
+        with pytest.raises(MessageError, match=f"5 examples; by its profile there are {stated}"):
+            figures.read_verdicts(verified, [1], stated)
+        with pytest.raises(MessageError, match=f"5 examples; by its profile there are {stated}"):
+            figures.read_ranges(observed, 1, stated)
+
+
+@pytest.mark.parametrize("space", [DIGITS, SMALL], ids=["digits", "small"])
+def test_the_counts_that_are_expected_are_those_that_a_device_finds(space: Any) -> None:
+    import torch
+
+    arch = space.largest()
+    module = extract(space, arch, space_weights(space))
+    found = collect(module, [torch.zeros(3, *space.input_shape(arch))])
+    stated = figures.norm_layers(space, arch)
+    assert {name: 3 * positions for name, (_, positions) in stated.items()} == {
+        name: layer.count for name, layer in found.items()
+    }
+    assert {name: channels for name, (channels, _) in stated.items()} == {
+        name: layer.num_features for name, layer in batch_norms(module).items()
+    }
+
+
+def space_weights(space: Any) -> Any:
+    import torch
+    from fedofa.supernet.axes import regions
+    from fedofa.supernet.weights import shapes_of
+
+    shapes = shapes_of(regions(space, space.largest()))
+    return {name: torch.ones(shape) for name, shape in shapes.items()}
+
+
+def test_no_device_counts_for_more_than_its_share(tmp_path: Path) -> None:
+    run, _, fleet = asked(tmp_path, honest_app)
+    known = fleet.members["dev-0"]
+    vast = known.profile.model_copy(update={"examples": 2**50, "validation_examples": 0})
+    members = {**fleet.members, "dev-0": replace(known, profile=vast)}
+    survey = Survey(run.exchange, Fleet(members), run.log)
+    weights = survey.weights(lambda profile: profile.examples)
+    others = [fleet.members[name].profile.examples for name in ("dev-1", "dev-2")]
+    assert weights["dev-1"] == weights["dev-2"] == 1
+    assert weights["dev-0"] * 2**50 == pytest.approx(20 * max(others))
+    assert survey.weights(lambda profile: profile.validation_examples)["dev-0"] == 1
+
+
+def test_counting_less_keeps_means_and_accuracies() -> None:
+    layer = Moments(1000, np.array([2000.0]), np.array([5000.0]))
+    (light,) = figures.lighter_moments({"n": layer}, 0.01).values()
+    assert (light.count, light.mean[0], light.variance[0]) == (10, 2.0, 1.0)
+    measured = Measured(750, 1000)
+    assert figures.lighter(measured, 0.04) == Measured(30, 40)
+    assert figures.lighter(measured, 1.0) == measured
+    file = FileMeasured(Measured(500, 1000), measured, 250, 0.5)
+    expected = FileMeasured(Measured(20, 40), Measured(30, 40), 10, 0.5)
+    assert figures.lighter_file(file, 0.04) == expected
+
+
+def test_a_difference_that_is_no_number_is_beyond_every_bound() -> None:
+    some = Measured(1, 2)
+    parts = [FileMeasured(some, some, 1, gap) for gap in (0.1, float("nan"), 0.2)]
+    assert (parts[0] + parts[1]).max_difference == float("inf")
+    assert (parts[1] + parts[2]).max_difference == float("inf")
+    assert (parts[0] + parts[2]).max_difference == 0.2
+
+
+# ── whom to ask ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Known(Exchange):
+    """An exchange where it is known who has left and until when each late reply is owed."""
+
+    def __init__(self, real: Exchange, gone: Collection[int], late: Mapping[int, float]) -> None:
+        super().__init__(real.grid, poll_s=0.01)
+        self._gone, self._free_at = set(gone), {n: time.monotonic() + s for n, s in late.items()}
+
+    def nodes(self) -> list[int]:
+        return [node for node in super().nodes() if node not in self._gone]
+
+    def busy(self, least: int = 0, of: Collection[int] = (), wait_s: float = 0.0) -> frozenset[int]:
+        end = time.monotonic() + wait_s
+        while True:
+            owing = {n for n, free_at in self._free_at.items() if time.monotonic() < free_at}
+            if len(set(of) - owing) >= least or time.monotonic() >= end:
+                return frozenset(owing)
+            time.sleep(0.01)
+
+
+def planned(
+    folder: Path,
+    budget: Budget,
+    gone: Collection[str] = (),
+    late: Mapping[str, float] | None = None,
+) -> set[str]:
+    run, _, fleet = asked(folder, honest_app)
+    nodes = {name: member.node for name, member in fleet.members.items()}
+    owed = {nodes[name]: seconds for name, seconds in (late or {}).items()}
+    survey = Survey(Known(run.exchange, [nodes[n] for n in gone], owed), fleet, run.log)
+    survey.deadline_s = 0.5
+    return set(survey.plan({0: budget}, lambda profile: profile.examples))
+
+
+def test_a_device_that_left_or_owes_a_late_reply_is_not_asked_while_others_can_answer(
+    tmp_path: Path,
+) -> None:
+    assert planned(tmp_path, BOUND) == {"dev-0", "dev-1", "dev-2"}
+    assert planned(tmp_path, BOUND, gone=["dev-1"]) == {"dev-0", "dev-2"}
+    assert planned(tmp_path, BOUND, late={"dev-1": 60, "dev-2": 60}) == {"dev-0"}
+    assert planned(tmp_path, BOUND, gone=["dev-0"], late={"dev-1": 60}) == {"dev-2"}
+
+
+def test_where_all_are_late_one_is_waited_for_up_to_the_deadline(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    assert planned(tmp_path, Budget(), late={"dev-0": 0.3}) == {"dev-0"}
+    assert planned(tmp_path, Budget(), late={"dev-0": 60}) == set()
+    assert time.monotonic() - begin > 0.5
+
+
+def test_where_all_have_left_they_are_asked_all_the_same(tmp_path: Path) -> None:
+    assert planned(tmp_path, Budget(), gone=["dev-0"]) == {"dev-0"}
+
+
+def test_a_target_for_which_nobody_answers_is_absent(tmp_path: Path) -> None:
+    def app(message: Message, context: Context) -> Message:
+        mine = of_node(context.node_config, context.run_config).name
+        if mine == "dev-0" and message.metadata.message_type != "query.profile":
+            raise RuntimeError("broken")
+        return honest_app(message=message, context=context)
+
+    run, evaluator, _ = asked(tmp_path, app)
+    space = run.training.space
+    targets = [Target(space.largest(), Budget()), Target(space.smallest(), BOUND)]
+    statistics = evaluator.statistics(targets)
+    assert set(statistics) == {1}
+    assert set(evaluator.accuracy(targets, statistics)) == {1}
