@@ -9,7 +9,7 @@ from ..protos.device import FLEET_KEY, NODE_KEY, PARTITION_KEY, Device
 from ..protos.messages import Declared
 from ..supernet.errors import UsageError
 from .data import ClientData, client_data
-from .profile import read_profile
+from .declared import read_profile
 
 
 def of_node(node: Mapping[str, object], run: Mapping[str, object]) -> Device:

@@ -3,20 +3,16 @@
 import math
 import os
 import time
-import tomllib
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
-from pydantic import ValidationError
 from torch.nn import functional
 
 from ..protos.inference import available_runtimes
 from ..protos.messages import Declared, DeviceProfile
 from ..supernet.axes import regions
-from ..supernet.cost import Budget, cost
-from ..supernet.errors import UsageError
+from ..supernet.cost import cost
 from ..supernet.families.catalogue import preset
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import on_views, static
@@ -25,28 +21,6 @@ from .data import ClientData
 
 MEASURE_SECONDS = 0.3
 BATCH = 32
-
-
-def read_profile(path: Path) -> Declared:
-    """A profile file (TOML); UsageError names the wrong field and the allowed ones."""
-    try:
-        fields = tomllib.loads(path.read_text())
-        declared = Declared.model_validate(fields)
-        Budget.from_dict(declared.budget)
-    except FileNotFoundError:
-        raise UsageError(f"profile file {path} does not exist") from None
-    except OSError as error:
-        raise UsageError(f"profile file {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, UsageError) as error:
-        raise UsageError(f"profile file {path}: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"profile file {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
-            f"allowed: {', '.join(Declared.model_fields)}; "
-            f"in [budget]: {', '.join(Budget.__match_args__)}"
-        ) from None
-    return declared
 
 
 def profile(

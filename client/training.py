@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from ..protos.messages import Recipe
 from ..supernet.cost import cost
 from ..supernet.errors import UsageError
-from ..supernet.losses import cross_entropy, distillation
+from ..supernet.losses import cross_entropy, distillation, logit_shift
 from ..supernet.randomness import array_stream, stream
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import Forward, on_views, static
@@ -54,11 +54,13 @@ def train(task: LocalTask, values: dict[str, Tensor], x: Floats, y: Labels) -> T
     largest, leaves = _trainable(task, values)
     optimizer = local_optimizer(task.recipe, leaves.values(), task.lr)
     images, labels = torch.from_numpy(x), torch.from_numpy(y)
+    classes = task.space.layers(task.arch)[-1].out_channels
+    shift_c = logit_shift(labels, classes, task.recipe.logit_adjustment)
     macs, losses = 0, []
     for epoch, rows in _batches(len(y), task.recipe, task.key):
         x_bchw, y_b = resized(images[rows], task.space.input_shape(task.arch)), labels[rows]
         logits_bc = largest(x_bchw)
-        loss = cross_entropy(logits_bc, y_b, task.recipe.label_smoothing)
+        loss = cross_entropy(logits_bc, y_b, task.recipe.label_smoothing, shift_c)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.item())
         macs += 3 * len(rows) * cost(task.space, task.arch).macs

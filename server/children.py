@@ -35,7 +35,9 @@ class Child:
     """One process: what to run and how to know that it is ready.
 
     `ready` gets what the child has printed since its start and says whether it is ready;
-    `restarts` is how often in a row it may be started again after a crash.
+    `restarts` is how often in a row it may be started again after a crash. One that `waits` is
+    started when those before it in the table are ready; others start, and end, beside the one
+    before them. `grace_s` is how long it may take to end by itself.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Child:
     ready: Callable[[str], bool] = lambda _log: True
     env: Mapping[str, str] = field(default_factory=dict)
     restarts: int = 5
+    waits: bool = True
+    grace_s: float = STOP_GRACE_S
 
 
 class Children:
@@ -61,7 +65,7 @@ class Children:
         self.stop()
 
     def start(self, stop: threading.Event) -> None:
-        """Start each child when the one before it is ready; returns early when `stop` is set.
+        """Start the children in order; returns when all are ready, or early when `stop` is set.
 
         Raises RunError, with the end of its log, when a child ends or is not ready in time.
         """
@@ -72,13 +76,12 @@ class Children:
             text=True,
             start_new_session=True,
         )
-        for child in self._table:
-            log = self._logs / f"{child.name}.log"
-            if log.exists():
-                log.replace(log.with_suffix(".log.1"))
-            running = _Running(child, log)
-            self._launch(running)
-            self._await_ready(running, stop)
+        for group in _groups(self._table):
+            started = [_Running(child, self._new_log(child)) for child in group]
+            for running in started:
+                self._launch(running)
+            for running in started:
+                self._await_ready(running, stop)
 
     def watch(self, stop: threading.Event, interval_s: float = 0.2) -> None:
         """Restart crashed children until `stop` is set.
@@ -92,9 +95,13 @@ class Children:
 
     def stop(self) -> None:
         """End every child with all that it started, the last one started first."""
-        for running in reversed(self._running.values()):
-            end_group(running.process, STOP_GRACE_S)
-            self._tell("-", running.process.pid)
+        for group in reversed(_groups(self._table)):
+            started = [self._running[child.name] for child in group if child.name in self._running]
+            for running in started:
+                _signal_group(running.process.pid, signal.SIGTERM)
+            for running in started:
+                end_group(running.process, running.child.grace_s, asked=True)
+                self._tell("-", running.process.pid)
         self._running.clear()
         if self._keeper is not None:
             with contextlib.suppress(BrokenPipeError):
@@ -104,6 +111,12 @@ class Children:
     def pids(self) -> dict[str, int]:
         """Process id of each child that was started, by name."""
         return {name: running.process.pid for name, running in self._running.items()}
+
+    def _new_log(self, child: Child) -> Path:
+        log = self._logs / f"{child.name}.log"
+        if log.exists():
+            log.replace(log.with_suffix(".log.1"))
+        return log
 
     def _launch(self, running: "_Running") -> None:
         running.launch()
@@ -135,6 +148,16 @@ class Children:
             with contextlib.suppress(BrokenPipeError):
                 self._keeper.stdin.write(f"{sign}{group}\n")
                 self._keeper.stdin.flush()
+
+
+def _groups(table: Sequence[Child]) -> list[list[Child]]:
+    """The table in groups whose members start and end together."""
+    groups: list[list[Child]] = []
+    for child in table:
+        if child.waits or not groups:
+            groups.append([])
+        groups[-1].append(child)
+    return groups
 
 
 class _Running:
@@ -188,12 +211,16 @@ class _Running:
         return "\n  ".join(lines)
 
 
-def end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """End a process and its whole group: politely, and after `grace_s` by SIGKILL."""
+def end_group(process: subprocess.Popen[bytes], grace_s: float, *, asked: bool = False) -> None:
+    """End a process and its whole group: politely, and after `grace_s` by SIGKILL.
+
+    Pass `asked` when it got its SIGTERM already: many programs take a second one as an order.
+    """
     group = process.pid
     end = time.monotonic() + grace_s
     if grace_s > 0:
-        _signal_group(group, signal.SIGTERM)
+        if not asked:
+            _signal_group(group, signal.SIGTERM)
         while _group_alive(process) and time.monotonic() < end:
             time.sleep(0.05)
     _signal_group(group, signal.SIGKILL)

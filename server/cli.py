@@ -22,6 +22,7 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Option(help="The run's configuration (TOML).")]
 State = Annotated[Path, typer.Option(help="Folder of the server's state, runs and registry.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON.")]
+ThenSpecialize = Annotated[bool, typer.Option("--specialize", help="Specialize too, after it.")]
 Seed = Annotated[int | None, typer.Option(help="Replace the configuration's seed.")]
 
 DEFAULT_CONFIG, DEFAULT_STATE = Path("fedofa.toml"), Path(".fedofa")
@@ -81,13 +82,16 @@ def run(
     state: State = DEFAULT_STATE,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
     seed: Seed = None,
+    then_specialize: ThenSpecialize = False,
     as_json: Json = False,
 ) -> None:
     """Train the supernet on the devices that have joined the server."""
-    from .operate import follow_job, train_job
+    from .operate import follow_job, results, train_job
 
-    job = train_job(state, _config(config, seed), resume=resume)
-    _print(_shown(lambda show: follow_job(state, job, show), as_json), as_json)
+    loaded = _config(config, seed)
+    job = train_job(state, loaded, resume=resume, then_specialize=then_specialize)
+    found = _shown(lambda show: follow_job(state, job, show), as_json)
+    _print(results(job) if then_specialize else found, as_json)
 
 
 @app.command()
@@ -109,23 +113,16 @@ def simulate(
     backend: Annotated[str, typer.Option(help="local (this process) or ray.")] = "local",
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
     seed: Seed = None,
-    then_specialize: Annotated[
-        bool, typer.Option("--specialize", help="Specialize too, after training.")
-    ] = False,
+    then_specialize: ThenSpecialize = False,
     as_json: Json = False,
 ) -> None:
     """Train without a network: the same strategy and client code, simulated devices."""
-    from .operate import results, simulate_job, specialize_job, train_job
+    from .operate import results, simulate_job, train_job
 
     loaded = _config(config, seed)
-    job = train_job(state, loaded, resume=resume)
+    job = train_job(state, loaded, resume=resume, then_specialize=then_specialize)
     found = _shown(lambda show: simulate_job(job, backend, show), as_json)
-    if then_specialize:
-        second = specialize_job(state, loaded)
-        _shown(lambda show: simulate_job(second, backend, show), as_json)
-        _print(results(second), as_json)
-    else:
-        _print(found, as_json)
+    _print(results(job) if then_specialize else found, as_json)
 
 
 @app.command()

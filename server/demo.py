@@ -1,12 +1,11 @@
 """`fedofa demo`: the whole way on one machine with real processes and no shortcut.
 
-A server, six devices, one training run, one specialization, and for each class a separate process
+A server, five devices, one training run, one specialization, and for each class a separate process
 that pulls its model, verifies it and measures it on examples that no client saw.
 """
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,19 +21,23 @@ import psutil
 from rich.console import Console
 
 from ..supernet.errors import RunError, UsageError
+from .children import Child, Children
 from .config import RunConfig, parse_config
-from .demo_report import build_report, print_report, write_plot
-from .operate import follow_job, specialize_job, train_job
+from .demo_report import build_report, print_report, require_all_published, write_plot
+from .operate import follow_job, train_job
 from .progress import Event, View
 from .serve import ADDRESSES_FILE, Addresses, read_addresses
 
 DATA = "fedofa.client.datasets:digits"
 TEST_DATA = "fedofa.client.datasets:digits_test"
+ALPHA = 1.0  # of the Dirichlet split
 FLEET = ("gateway", "gateway", "phone", "board", "micro")
 KINDS = ("tflite_int8", "onnx_int8", "onnx_fp32")
 MARKER = ".fedofa-demo"
-START_TIMEOUT_S, END_TIMEOUT_S, DEVICE_TIMEOUT_S = 60.0, 15.0, 120.0
-MEMORY_POLL_S = 2.0  # the kernel walks every page of every process
+SERVER_GRACE_S, DEVICE_TIMEOUT_S = 30.0, 120.0
+# To sum them up, the kernel walks every page of every process: at most this share of a core.
+MEMORY_POLL_S, MEMORY_SHARE = 2.0, 0.03
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def demo_config(seed: int) -> RunConfig:
@@ -45,7 +48,7 @@ def demo_config(seed: int) -> RunConfig:
             "seed": seed,
             "space": {"preset": "digits"},
             "round": {
-                "rounds": 10,
+                "rounds": 8,
                 "min_clients": len(FLEET),
                 "min_replies": 3,
                 "deadline_s": 300.0,
@@ -57,7 +60,13 @@ def demo_config(seed: int) -> RunConfig:
                 "finalists": 2,
                 "random_baseline": 2,
             },
-            "recipe": {"lr": 0.3, "epochs": 3, "batch_size": 32, "clip_norm": 1.0},
+            "recipe": {
+                "lr": 0.3,
+                "epochs": 4,
+                "batch_size": 32,
+                "clip_norm": 1.0,
+                "logit_adjustment": 1.0,
+            },
             "classes": {
                 "gateway": {"macs": 1_000_000},
                 "phone": {"macs": 300_000},
@@ -85,9 +94,9 @@ def run_demo(out: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
         memory = stack.enter_context(PeakMemory())
         addresses = stack.enter_context(stage.server())
         stack.enter_context(stage.devices(addresses))
-        follow_job(stage.state, train_job(stage.state, config, resume=False), show)
-        specialized = specialize_job(stage.state, config)
-        follow_job(stage.state, specialized, show)
+        job = train_job(stage.state, config, resume=False, then_specialize=True)
+        follow_job(stage.state, job, show)
+        require_all_published(Path(job.folder))
         stage.write_test_part()
         with ThreadPoolExecutor(2) as pool:  # threads only wait for processes
             found = pool.map(lambda name: stage.measure(name, addresses), config.classes)
@@ -130,46 +139,63 @@ class _Stage:
     @contextlib.contextmanager
     def server(self) -> Iterator[Addresses]:
         """`fedofa serve` as a process, until the end of the block."""
-        command = ["fedofa.server.cli", "serve", "--state", str(self.state)]
-        with self._process("serve", [*command, "--port", "0", "--depot-port", "0"]) as process:
-            end = time.monotonic() + START_TIMEOUT_S
-            while not (self.state / ADDRESSES_FILE).exists():
-                if process.poll() is not None or time.monotonic() > end:
-                    raise RunError(f"the server did not start: {_tail(self._log('serve'))}")
-                time.sleep(0.05)
+        ports = ("--port", "0", "--depot-port", "0")
+        serve = Child(
+            "serve",
+            _module("fedofa.server.cli", "serve", "--state", str(self.state), *ports),
+            lambda _log: (self.state / ADDRESSES_FILE).exists(),
+            grace_s=SERVER_GRACE_S,
+        )
+        with self._running([serve]):
             yield read_addresses(self.state)
 
     @contextlib.contextmanager
     def devices(self, addresses: Addresses) -> Iterator[None]:
         """One `fedofa-device join` process per client, each reading only its own part."""
-        with contextlib.ExitStack() as stack:
-            for place, owner in enumerate(FLEET):
-                name = f"{owner}-{place}"
-                command = ["fedofa.client.cli", "join", "--server", addresses.devices]
-                command += ["--device-class", owner, "--name", name, "--data", DATA]
-                command += ["--client", str(place), "--clients", str(len(FLEET))]
-                command += ["--data-arg", f"seed={self.config.seed}"]
-                stack.enter_context(self._process(name, command))
+        with self._running([self._device(place, addresses) for place in range(len(FLEET))]):
             yield
+
+    def _device(self, place: int, addresses: Addresses) -> Child:
+        name = f"{FLEET[place]}-{place}"
+        what = ("--name", name, "--device-class", FLEET[place], "--data", DATA)
+        part = (
+            "--client",
+            str(place),
+            "--clients",
+            str(len(FLEET)),
+            "--data-arg",
+            f"alpha={ALPHA}",
+        )
+        join = ("join", "--server", addresses.devices, *what, *part, *self._seed)
+        return Child(name, _module("fedofa.client.cli", *join), env=ONE_THREAD, waits=False)
+
+    @contextlib.contextmanager
+    def _running(self, table: list[Child]) -> Iterator[None]:
+        with Children(table, self.out / "logs") as children:
+            children.start(threading.Event())
+            yield
+
+    @property
+    def _seed(self) -> tuple[str, str]:
+        return "--data-arg", f"seed={self.config.seed}"
 
     def write_test_part(self) -> None:
         """The held-out examples as files, for the devices that measure their models."""
-        self._device("data", "--data", TEST_DATA, "--data-arg", f"seed={self.config.seed}",
-                     "--write", str(self.out / "test"))  # fmt: skip
+        self._ask("data", "--data", TEST_DATA, *self._seed, "--write", str(self.out / "test"))
 
     def measure(self, device_class: str, addresses: Addresses) -> dict[str, Any]:
         """Pull a class's model and run each kind of file on the test part, in new processes."""
         found = {}
         for kind in KINDS:
             place = ("--store", str(self.out / "devices" / kind), "--device-class", device_class)
-            self._device("pull", "--server", addresses.depot, "--kind", kind, *place, "--json")
+            self._ask("pull", "--server", addresses.depot, "--kind", kind, *place, "--json")
             test = self.out / "test"
             data = ("--input", str(test / "x.npy"), "--labels", str(test / "y.npy"))
-            found[kind] = json.loads(self._device("run", *place, *data, "--json"))
+            found[kind] = json.loads(self._ask("run", *place, *data, "--json"))
         return found
 
-    def _device(self, *arguments: str) -> str:
-        command = [sys.executable, "-P", "-m", "fedofa.client.cli", *arguments]
+    def _ask(self, *arguments: str) -> str:
+        command = _module("fedofa.client.cli", *arguments)
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=DEVICE_TIMEOUT_S, check=False
         )
@@ -177,42 +203,10 @@ class _Stage:
             raise RunError(f"fedofa-device {arguments[0]} failed: {done.stderr.strip()[-500:]}")
         return done.stdout
 
-    @contextlib.contextmanager
-    def _process(self, name: str, module: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
-        log = self._log(name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *module],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
-        try:
-            yield process
-        finally:
-            end(process)
 
-    def _log(self, name: str) -> Path:
-        return self.out / "logs" / f"{name}.log"
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """Ask a process to end; after a while make it, with everything it started."""
-    family = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    try:
-        process.wait(END_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for child in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+def _module(name: str, *arguments: str) -> tuple[str, ...]:
+    # -P: the current folder's files must not stand in for modules.
+    return (sys.executable, "-P", "-m", name, *arguments)
 
 
 class PeakMemory:
@@ -235,14 +229,11 @@ class PeakMemory:
         self._thread.join()
 
     def _loop(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(MEMORY_POLL_S):
-            total = 0
+        me, pause_s = psutil.Process(), MEMORY_POLL_S
+        while not self._stop.wait(pause_s):
+            begin_s, total = time.thread_time(), 0
             for process in [me, *me.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     total += process.memory_full_info().pss
             self.peak_bytes = max(self.peak_bytes, total)
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(errors="replace").strip()[-500:]
+            pause_s = max(MEMORY_POLL_S, (time.thread_time() - begin_s) / MEMORY_SHARE)

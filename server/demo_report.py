@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..supernet.errors import RunError
 from ..supernet.space import Space
 from .config import RunConfig
 from .events import read_events
@@ -46,6 +47,13 @@ def build_report(out: Path, config: RunConfig, measured: dict[str, Any]) -> dict
         },
         "supernet_sha256": json.loads(Path(results[0]["manifest"]).read_text())["supernet_sha256"],
     }
+
+
+def require_all_published(folder: Path) -> None:
+    """RunError with the reason when a class got no model: there would be nothing to measure."""
+    for event, _ in read_events(folder / EVENTS):
+        if event["event"] == "class_failed":
+            raise RunError(f"class {event['device_class']} got no model: {event['reason']}")
 
 
 def _device(row: dict[str, Any], measured: dict[str, Any], space: Space) -> dict[str, Any]:

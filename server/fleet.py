@@ -59,7 +59,8 @@ class Roll:
     """Calls the roll: asks nodes for their profile, admits those that fit the run."""
 
     def __init__(self, exchange: Exchange, space: Space, config: RunConfig, log: EventLog) -> None:
-        self._exchange, self._space, self._config, self._log = exchange, space, config, log
+        self.exchange, self.space = exchange, space
+        self._config, self._log = config, log
         self._asked: Counter[int] = Counter()
         self._known: dict[str, Member] = {}
 
@@ -69,14 +70,13 @@ class Roll:
         Raises RunError when too few come in time, UsageError when a class stays empty.
         """
         deadline = time.monotonic() + self._config.round.join_timeout_s
-        while not self._complete():
+        while True:
             self.refresh()
             if self._complete():
-                break
+                return self.fleet()
             if time.monotonic() > deadline:
                 self._explain()
             time.sleep(0.2)
-        return self.fleet()
 
     def fleet(self) -> Fleet:
         """The devices admitted so far."""
@@ -84,16 +84,16 @@ class Roll:
 
     def refresh(self) -> None:
         """Ask nodes that were not asked before; a device that came back replaces itself."""
-        online = self._exchange.nodes()
+        online = self.exchange.nodes()
         settled = {member.node for member in self._known.values()}
         fresh = [n for n in online if n not in settled and self._asked[n] < PROFILE_TRIES]
         if not fresh:
             return
         self._asked.update(fresh)
-        body = ProfileRequest(space=plain(self._space.to_dict()))
+        body = ProfileRequest(space=plain(self.space.to_dict()))
         requests = [Request(node, body) for node in fresh]
         deadline_s = min(self._config.round.deadline_s, PROFILE_DEADLINE_S)
-        for answer in self._exchange.ask(requests, DeviceProfile, deadline_s):
+        for answer in self.exchange.ask(requests, DeviceProfile, deadline_s):
             if answer.body is None:
                 self._leave_out(answer.node, answer.failure)
             elif self._taken(answer.body, set(online)):
@@ -122,8 +122,8 @@ class Roll:
             )
         self._check_data(profile)
         budget = self._config.classes[profile.device_class].budget()
-        limits = training_limits(self._space, profile, budget, self._config)
-        require_fit(self._space, limits.budget, limits.batch_size, f"device {profile.device}")
+        limits = training_limits(self.space, profile, budget, self._config)
+        require_fit(self.space, limits.budget, limits.batch_size, f"device {profile.device}")
         member = Member(node, profile, limits, budget)
         self._known[profile.device] = member
         self._log(
@@ -135,13 +135,13 @@ class Roll:
         )
 
     def _check_data(self, profile: DeviceProfile) -> None:
-        largest = self._space.input_shape(self._space.largest())
+        largest = self.space.input_shape(self.space.largest())
         if len(profile.input_shape) != len(largest) or profile.input_shape[0] != largest[0]:
             raise UsageError(
                 f"device {profile.device}: examples of shape {profile.input_shape}; "
                 f"the space needs {largest}"
             )
-        outputs = self._space.layers(self._space.largest())[-1].out_channels
+        outputs = self.space.layers(self.space.largest())[-1].out_channels
         if len(profile.classes) != outputs:
             raise UsageError(
                 f"device {profile.device}: {len(profile.classes)} classes; the space has {outputs}"

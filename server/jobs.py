@@ -1,13 +1,15 @@
 """What a Flower run does for us: a job, described by a file, run with any grid."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from flwr.serverapp import Grid
 
+from ..protos import durable
 from ..supernet.errors import FedofaError, RunError, UsageError
 from ..supernet.weights import digest
 from .checkpoint import CheckpointStore
@@ -20,12 +22,15 @@ from .strategy import SupernetStrategy
 from .training import Training
 
 JOB_KEY = "fedofa-job"
-EVENTS, CHECKPOINTS, JOB = "events.jsonl", "checkpoints", "job.json"
+EVENTS, CHECKPOINTS, JOB, LOCK = "events.jsonl", "checkpoints", "job.json", "job.lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Train a supernet, or specialize a trained one; everything is in one run folder."""
+    """Train a supernet, or specialize a trained one; everything is in one run folder.
+
+    A `train` job with a registry specializes too when training is done.
+    """
 
     kind: Literal["train", "specialize"]
     folder: str
@@ -48,25 +53,50 @@ def read_job(path: str) -> Job:
 
 
 def run_job(job: Job, grid: Grid) -> None:
-    """Do the job; what happens is told in the event log, its end and its errors too."""
-    log = EventLog(Path(job.folder) / job.events)
-    try:
-        config = parse_config(job.config)
-        exchange = Exchange(grid)
-        if job.kind == "train":
-            train(job, config, exchange, log)
-        else:
-            specialize(job, config, exchange, log)
-    except FedofaError as error:
-        log("failed", job=job.kind, reason=str(error), exit_code=error.exit_code)
-        raise
-    except BaseException as error:
-        log("failed", job=job.kind, reason=f"{type(error).__name__}: {error}", exit_code=1)
-        raise
+    """Do the job; what happens is told in the event log, its end and its errors too.
+
+    UsageError, and not a word in the log, while another job works in the same folder.
+    """
+    with claimed(Path(job.folder)):
+        log = EventLog(Path(job.folder) / job.events)
+        try:
+            _run(job, Exchange(grid), log)
+        except FedofaError as error:
+            log("failed", job=job.kind, reason=str(error), exit_code=error.exit_code)
+            raise
+        except BaseException as error:
+            log("failed", job=job.kind, reason=f"{type(error).__name__}: {error}", exit_code=1)
+            raise
+
+
+def _run(job: Job, exchange: Exchange, log: EventLog) -> None:
+    config = parse_config(job.config)
+    roll = Roll(exchange, config.build_space(), config, log)
+    if job.kind == "train":
+        train(job, config, roll, log)
+    if job.registry is not None:
+        specialize(job, config, roll, log)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """A run folder for one job alone; UsageError while another works in it."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(durable.locked(folder / LOCK))
+        except BlockingIOError:
+            raise UsageError(
+                f"run folder {folder}: another job works in it; wait for its end, stop it, or give "
+                "the config another name"
+            ) from None
+        except OSError as error:
+            raise UsageError(f"run folder {folder} cannot be written: {error.strerror}") from None
+        yield
 
 
 def prepare(folder: Path, *, resume: bool) -> None:
-    """UsageError where a run would overwrite another, or has nothing to resume."""
+    """UsageError where a run would overwrite or disturb another, or has nothing to resume."""
     rounds = CheckpointStore(folder / CHECKPOINTS).rounds()
     if rounds and not resume:
         raise UsageError(
@@ -75,32 +105,37 @@ def prepare(folder: Path, *, resume: bool) -> None:
         )
     if resume and not rounds:
         raise UsageError(f"run folder {folder} holds no checkpoint to resume; run without --resume")
+    refuse_busy(folder)
 
 
-def train(job: Job, config: RunConfig, exchange: Exchange, log: EventLog) -> Training:
+def refuse_busy(folder: Path) -> None:
+    """UsageError while a job works in the folder: said before anything is submitted."""
+    if folder.is_dir():
+        with claimed(folder):
+            pass
+
+
+def train(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> Training:
     """Train the supernet, from the start or from the newest checkpoint."""
-    space = config.build_space()
     store = CheckpointStore(Path(job.folder) / CHECKPOINTS, config.round.keep_checkpoints)
-    training = Training(config, space, store, log)
+    training = Training(config, roll.space, store, log)
     if job.resume:
         training.resume()
     log("started", job="train", rounds=config.round.rounds, done=training.round)
-    roll = Roll(exchange, space, config, log)
-    SupernetStrategy(training, roll, exchange, log).start(exchange.grid)
+    SupernetStrategy(training, roll, roll.exchange, log).start(roll.exchange.grid)
     log("finished", job="train", rounds=training.round, weights=digest(training.weights))
     return training
 
 
-def specialize(job: Job, config: RunConfig, exchange: Exchange, log: EventLog) -> None:
+def specialize(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> None:
     """Search, export, verify and publish each class's model from the newest checkpoint."""
     found = CheckpointStore(Path(job.folder) / CHECKPOINTS).latest()
     if found is None:
         raise UsageError(f"run folder {job.folder} holds no trained supernet; fedofa run first")
     if job.registry is None:
         raise RunError("job specialize: no registry was given")
-    space = config.build_space()
     log("started", job="specialize", classes=list(config.classes), round=found.round)
-    fleet = Roll(exchange, space, config, log).gather()
-    work = Specialization(config, space, found.weights, exchange, fleet, log)
+    fleet = roll.gather()
+    work = Specialization(config, roll.space, found.weights, roll.exchange, fleet, log)
     results = work.run(Path(job.folder), Path(job.registry))
     log("finished", job="specialize", published=[r.device_class for r in results])

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..supernet.errors import RunError, UsageError
 from .config import RunConfig
-from .jobs import EVENTS, JOB_KEY, Job, prepare
+from .jobs import EVENTS, JOB_KEY, Job, prepare, refuse_busy
 from .progress import Event, Tail, following
 from .serve import REGISTRY, read_addresses
 from .specialization import RESULTS
@@ -24,11 +24,20 @@ def run_folder(state: Path, config: RunConfig) -> Path:
     return (state / RUNS / config.name).resolve()
 
 
-def train_job(state: Path, config: RunConfig, *, resume: bool) -> Job:
+def train_job(
+    state: Path, config: RunConfig, *, resume: bool, then_specialize: bool = False
+) -> Job:
     """The job of `fedofa run`; UsageError when the folder says otherwise."""
     folder = run_folder(state, config)
     prepare(folder, resume=resume)
-    return Job("train", str(folder), config.model_dump(mode="json"), resume, events=EVENTS)
+    return Job(
+        "train",
+        str(folder),
+        config.model_dump(mode="json"),
+        resume,
+        registry=_registry(state) if then_specialize else None,
+        events=EVENTS,
+    )
 
 
 def specialize_job(state: Path, config: RunConfig) -> Job:
@@ -36,14 +45,18 @@ def specialize_job(state: Path, config: RunConfig) -> Job:
     folder = run_folder(state, config)
     if not folder.is_dir():
         raise UsageError(f"run folder {folder} does not exist; train first: fedofa run")
-    registry = str((state / REGISTRY).resolve())
+    refuse_busy(folder)
     return Job(
         "specialize",
         str(folder),
         config.model_dump(mode="json"),
-        registry=registry,
+        registry=_registry(state),
         events=SPECIALIZE_EVENTS,
     )
+
+
+def _registry(state: Path) -> str:
+    return str((state / REGISTRY).resolve())
 
 
 def follow_job(state: Path, job: Job, show: Callable[[Event], None]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fedofa.client.profile import read_profile
+from fedofa.client.declared import read_profile
 from fedofa.server.config import RunConfig, parse_config, read_config
 from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.errors import UsageError

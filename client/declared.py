@@ -1,0 +1,32 @@
+"""What a device's profile file declares; read without torch, so that it is checked at once."""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..protos.messages import Declared
+from ..supernet.cost import Budget
+from ..supernet.errors import UsageError
+
+
+def read_profile(path: Path) -> Declared:
+    """A profile file (TOML); UsageError names the wrong field and the allowed ones."""
+    try:
+        fields = tomllib.loads(path.read_text())
+        declared = Declared.model_validate(fields)
+        Budget.from_dict(declared.budget)
+    except FileNotFoundError:
+        raise UsageError(f"profile file {path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"profile file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, UsageError) as error:
+        raise UsageError(f"profile file {path}: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"profile file {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+            f"allowed: {', '.join(Declared.model_fields)}; "
+            f"in [budget]: {', '.join(Budget.__match_args__)}"
+        ) from None
+    return declared

@@ -1,0 +1,80 @@
+"""A run folder belongs to one job at a time, whatever becomes of that job."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fedofa.server.checkpoint import CheckpointStore
+from fedofa.server.jobs import CHECKPOINTS, EVENTS, claimed, run_job
+from fedofa.server.operate import run_folder, specialize_job, train_job
+from fedofa.supernet.errors import UsageError
+from fleets import grid_of, run_of, small_config, small_fleet
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fedofa.server.jobs import claimed
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_job_in_a_folder_is_refused_before_anything_is_submitted(tmp_path: Path) -> None:
+    config = small_config()
+    folder = run_folder(tmp_path, config)
+    with claimed(folder):
+        for make in (
+            lambda: train_job(tmp_path, config, resume=False),
+            lambda: specialize_job(tmp_path, config),
+        ):
+            with pytest.raises(UsageError, match="another job works in it"):
+                make()
+        assert sorted(path.name for path in folder.iterdir()) == ["job.lock"]
+    assert train_job(tmp_path, config, resume=False).folder == str(folder)
+    assert specialize_job(tmp_path, config).kind == "specialize"
+
+
+def test_a_job_that_comes_too_late_leaves_the_others_log_alone(tmp_path: Path) -> None:
+    config = small_config(round={"rounds": 1}, recipe={"steps": 1})
+    job = train_job(tmp_path, config, resume=False)
+    folder = Path(job.folder)
+    grid = grid_of(small_fleet(tmp_path))
+    with claimed(folder), pytest.raises(UsageError, match="another job"):
+        run_job(job, grid)
+    assert not (folder / EVENTS).exists()
+    run_job(job, grid)
+    assert CheckpointStore(folder / CHECKPOINTS).rounds() == [1]
+
+
+def test_resuming_a_run_that_still_runs_is_refused(tmp_path: Path) -> None:
+    config = small_config(round={"rounds": 1}, recipe={"steps": 1})
+    folder = run_folder(tmp_path, config)
+    run_of(folder, config).start()
+    with claimed(folder), pytest.raises(UsageError, match="another job"):
+        train_job(tmp_path, config, resume=True)
+
+
+def test_a_killed_job_gives_its_folder_back(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(UsageError), claimed(tmp_path):
+                pass
+        finally:
+            holder.kill()
+            holder.wait()
+    with claimed(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UsageError, match="file/run cannot be written"),
+        claimed(tmp_path / "file" / "run"),
+    ):
+        pass
