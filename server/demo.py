@@ -93,14 +93,15 @@ def run_demo(out: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
             show = view
         memory = stack.enter_context(PeakMemory())
         addresses = stack.enter_context(stage.server())
-        stack.enter_context(stage.devices(addresses))
         job = train_job(stage.state, config, resume=False, then_specialize=True)
-        follow_job(stage.state, job, show)
+        with stage.devices(addresses):
+            follow_job(stage.state, job, show)
         require_all_published(Path(job.folder))
         stage.write_test_part()
         with ThreadPoolExecutor(2) as pool:  # threads only wait for processes
-            found = pool.map(lambda name: stage.measure(name, addresses), config.classes)
-            measured = dict(zip(config.classes, found, strict=True))
+            list(pool.map(lambda name: stage.pull(name, addresses), config.classes))
+        # One after the other: two at once would slow each other's latency.
+        measured = {name: stage.measure(name) for name in config.classes}
     report = build_report(out, config, measured)
     report["seconds"] = round(time.monotonic() - begin, 1)
     report["peak_memory_mb"] = round(memory.peak_bytes / 2**20)
@@ -183,16 +184,23 @@ class _Stage:
         """The held-out examples as files, for the devices that measure their models."""
         self._ask("data", "--data", TEST_DATA, *self._seed, "--write", str(self.out / "test"))
 
-    def measure(self, device_class: str, addresses: Addresses) -> dict[str, Any]:
-        """Pull a class's model and run each kind of file on the test part, in new processes."""
-        found = {}
+    def pull(self, device_class: str, addresses: Addresses) -> None:
+        """Pull each kind of a class's model, each in a new process that verifies it."""
         for kind in KINDS:
-            place = ("--store", str(self.out / "devices" / kind), "--device-class", device_class)
+            place = self._store(device_class, kind)
             self._ask("pull", "--server", addresses.depot, "--kind", kind, *place, "--json")
-            test = self.out / "test"
-            data = ("--input", str(test / "x.npy"), "--labels", str(test / "y.npy"))
-            found[kind] = json.loads(self._ask("run", *place, *data, "--json"))
-        return found
+
+    def measure(self, device_class: str) -> dict[str, Any]:
+        """Run each kind of a class's model on the test part, each in a new process."""
+        test = self.out / "test"
+        data = ("--input", str(test / "x.npy"), "--labels", str(test / "y.npy"), "--json")
+        return {
+            kind: json.loads(self._ask("run", *self._store(device_class, kind), *data))
+            for kind in KINDS
+        }
+
+    def _store(self, device_class: str, kind: str) -> tuple[str, ...]:
+        return "--store", str(self.out / "devices" / kind), "--device-class", device_class
 
     def _ask(self, *arguments: str) -> str:
         command = _module("fedofa.client.cli", *arguments)
@@ -234,6 +242,7 @@ class PeakMemory:
             begin_s, total = time.thread_time(), 0
             for process in [me, *me.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
-                    total += process.memory_full_info().pss
+                    info = process.memory_full_info()
+                    total += getattr(info, "pss", info.rss)
             self.peak_bytes = max(self.peak_bytes, total)
             pause_s = max(MEMORY_POLL_S, (time.thread_time() - begin_s) / MEMORY_SHARE)

@@ -62,7 +62,7 @@ class Exchange:
         end = time.monotonic() + wait_s
         while True:
             for message in list(self._owing):
-                if any(True for _ in self.grid.pull_messages([message])):
+                if self._arrived(message):
                     del self._owing[message]
             owing = frozenset(self._owing.values())
             if not owing or len(set(of) - owing) >= least or time.monotonic() >= end:
@@ -98,6 +98,12 @@ class Exchange:
             self._owing[message] = node
             yield Answer(node, None, None, f"no reply within {deadline_s:g} s")
 
+    def _arrived(self, message: str) -> bool:
+        try:
+            return any(True for _ in self.grid.pull_messages([message]))
+        except UNREADABLE:  # late and of no use, but it is here
+            return True
+
     def _pull(self, message: str, node: int, reply: type[B]) -> Answer[B] | None:
         """One reply, if it is there: alone, so that one that cannot be read costs no other."""
         try:
@@ -132,7 +138,7 @@ def to_answer(node: int, message: Message, reply: type[B]) -> Answer[B]:
     try:
         body, values = from_record(reply, message.content)
     except MessageError as error:
-        return Answer(node, None, None, str(error))
+        return Answer(node, None, None, printable(str(error)))
     return Answer(node, body, values)
 
 

@@ -27,6 +27,9 @@ from ..supernet.batchnorm import Moments
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import batch_norms
 
+# What adding up in another order may change of a sum of squares.
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -91,6 +94,10 @@ def read_moments(
         moments = {}
         for name, (size, _) in mine.items():
             total, squares = wide[at : at + size], wide[at + size : at + 2 * size]
+            with np.errstate(over="ignore"):
+                least = np.square(total) / counts[name]
+            if not (squares >= least * (1 - ROUNDING)).all():
+                raise MessageError(f"moments: a variance of {name} is negative")
             moments[name] = Moments(counts[name], total.copy(), squares.copy())
             at += 2 * size
         found.append(moments)

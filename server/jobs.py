@@ -1,6 +1,7 @@
 """What a Flower run does for us: a job, described by a file, run with any grid."""
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -40,10 +41,10 @@ class Job:
     events: str = EVENTS
 
     def write(self) -> Path:
-        """Put the job into its folder; returns the file, which the ServerApp reads."""
-        path = Path(self.folder) / f"{self.kind}-{JOB}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self)))
+        """Put the job into its folder, in a file of its own, which the ServerApp reads."""
+        path = Path(self.folder) / f"{self.kind}-{uuid.uuid4().hex[:12]}-{JOB}"
+        durable.make_folder(path.parent)
+        durable.write(path, json.dumps(asdict(self)).encode())
         return path
 
 
@@ -58,6 +59,8 @@ def run_job(job: Job, grid: Grid) -> None:
     UsageError, and not a word in the log, while another job works in the same folder.
     """
     with claimed(Path(job.folder)):
+        if job.kind == "train":
+            check_rounds(Path(job.folder), resume=job.resume)
         log = EventLog(Path(job.folder) / job.events)
         try:
             _run(job, Exchange(grid), log)
@@ -74,7 +77,7 @@ def _run(job: Job, exchange: Exchange, log: EventLog) -> None:
     roll = Roll(exchange, config.build_space(), config, log)
     if job.kind == "train":
         train(job, config, roll, log)
-    if job.registry is not None:
+    if job.kind == "specialize" or job.registry is not None:
         specialize(job, config, roll, log)
 
 
@@ -97,6 +100,12 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def prepare(folder: Path, *, resume: bool) -> None:
     """UsageError where a run would overwrite or disturb another, or has nothing to resume."""
+    check_rounds(folder, resume=resume)
+    refuse_busy(folder)
+
+
+def check_rounds(folder: Path, *, resume: bool) -> None:
+    """UsageError where a run would overwrite another, or has nothing to resume."""
     rounds = CheckpointStore(folder / CHECKPOINTS).rounds()
     if rounds and not resume:
         raise UsageError(
@@ -105,7 +114,6 @@ def prepare(folder: Path, *, resume: bool) -> None:
         )
     if resume and not rounds:
         raise UsageError(f"run folder {folder} holds no checkpoint to resume; run without --resume")
-    refuse_busy(folder)
 
 
 def refuse_busy(folder: Path) -> None:

@@ -67,7 +67,15 @@ def follow_job(state: Path, job: Job, show: Callable[[Event], None]) -> dict[str
     control = read_addresses(state).control
     path = job.write()
     tail = Tail(Path(job.folder) / job.events, show)
-    run_id = submit(control, {JOB_KEY: str(path)})
+    try:
+        run_id = submit(control, {JOB_KEY: str(path)})
+        _await(control, run_id, tail)
+    finally:
+        path.unlink(missing_ok=True)
+    return _finished(tail)
+
+
+def _await(control: str, run_id: int, tail: Tail) -> None:
     try:
         wait(control, run_id, lambda _state: tail())
     except RunError as error:
@@ -77,7 +85,6 @@ def follow_job(state: Path, job: Job, show: Callable[[Event], None]) -> dict[str
         with contextlib.suppress(RunError):  # it may have ended by itself meanwhile
             stop_run(control, run_id)
         raise
-    return _finished(tail)
 
 
 def _finished(tail: Tail) -> dict[str, Any]:

@@ -54,8 +54,11 @@ def simulate(job: Job, backend: str = "local") -> None:
     if backend == "ray":
         from .simulate_ray import run_on_ray  # Ray is an extra
 
-        path = str(job.write())
-        run_on_ray(server_app, _client_app(), len(fleet), {**run_config, JOB_KEY: path})
+        path = job.write()
+        try:
+            run_on_ray(server_app, _client_app(), len(fleet), {**run_config, JOB_KEY: str(path)})
+        finally:
+            path.unlink(missing_ok=True)
         return
     nodes = [{PARTITION_KEY: place} for place in range(len(fleet))]
     run_job(job, LocalGrid(_client_app(), nodes, run_config))

@@ -12,7 +12,7 @@ from ..protos.manifest import FileEntry, FileKind
 from ..protos.subnets import flat_statistics
 from ..specialize.export import FLOATS, FloatExport, Subnet, export_floats, preload, quantize
 from ..specialize.fork_server import Call, ForkServer
-from ..specialize.ranges import merge
+from ..specialize.ranges import agreeing, merge
 from ..supernet.axes import Weights, regions
 from ..supernet.errors import ExportError, FedofaError, RunError
 from ..supernet.space import Space, plain
@@ -94,7 +94,8 @@ class Specialization:
                 self._observe()
                 self._quantize(converters)
             self._verify()
-            results = self._publish(folders, Registry(registry_root))
+            with Registry(registry_root) as registry:
+                results = self._publish(folders, registry)
         finally:
             for name in self._config.classes:
                 folders.discard(name)
@@ -170,8 +171,11 @@ class Specialization:
         for place, (name, form) in enumerate(owners):
             if name not in self._works:
                 continue
+            parts = agreeing(found.get(place, []))
+            if ignored := len(found.get(place, [])) - len(parts):
+                self._log("ranges_ignored", device_class=name, kind=FLOATS[form], devices=ignored)
             try:
-                self._works[name].ranges[form] = merge(found.get(place, []))
+                self._works[name].ranges[form] = merge(parts)
             except ExportError as error:
                 self._fail(name, error)
 
@@ -207,7 +211,7 @@ class Specialization:
         for name, work in list(self._works.items()):
             try:
                 results.append(self._published(name, work, folders, registry))
-            except FedofaError as error:
+            except (FedofaError, OSError) as error:
                 self._fail(name, error)
         return results
 

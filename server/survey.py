@@ -9,7 +9,7 @@ from ..protos.flower import Values
 from ..protos.messages import Body, DeviceProfile, MessageError
 from ..supernet.cost import Budget
 from .events import EventLog
-from .exchange import Exchange, Request, in_order
+from .exchange import Exchange, Request, in_order, printable
 from .fleet import Fleet, Member
 
 B = TypeVar("B", bound=Body)
@@ -100,7 +100,7 @@ class Survey:
                 try:
                     found = read(member, answer.body, answer.values)
                 except MessageError as error:
-                    reason = str(error)
+                    reason = printable(str(error))
                 else:
                     yield from zip(plan[member.name], found, strict=True)
                     continue

@@ -177,7 +177,11 @@ def _serve(pipe: Connection, at_once: int, timeout_s: float) -> None:
         while waiting and len(running) < at_once:
             place, request = waiting.popleft()
             end_s = time.monotonic() + timeout_s
-            forked = _Forked(place, request, end_s, [pipe, *running])
+            try:
+                forked = _Forked(place, request, end_s, [pipe, *running])
+            except OSError as error:  # no memory or no descriptors for one more process
+                pipe.send((place, b"", f"the converter's process cannot start: {error.strerror}"))
+                continue
             running[forked.pipe] = forked
         ends = [forked.end_s for forked in running.values()]
         patience_s = max(0.0, min(ends) - time.monotonic()) if ends else None
@@ -194,12 +198,13 @@ def _serve(pipe: Connection, at_once: int, timeout_s: float) -> None:
 def main() -> None:
     """Serve the pipe whose descriptor is the first argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # our parent decides what an interrupt ends
-    with Connection(int(sys.argv[1])) as pipe, contextlib.suppress(EOFError, OSError):
+    with Connection(int(sys.argv[1])) as pipe:
         preload, at_once, timeout_s = pipe.recv()
         # Each child ends after one call: collections are a tenth of its time and free little.
         gc.disable()
         preload()
-        _serve(pipe, at_once, timeout_s)
+        with contextlib.suppress(EOFError, OSError):  # our parent is gone
+            _serve(pipe, at_once, timeout_s)
 
 
 if __name__ == "__main__":

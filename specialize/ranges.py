@@ -1,12 +1,19 @@
 """Activation ranges from many devices, merged exactly, and made fit to quantize with."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from ..protos.inference import Ranges
 from ..supernet.errors import ExportError
 
 NEVER_ACTIVE = 1e-6
+
+
+def agreeing(parts: Sequence[Ranges]) -> list[Ranges]:
+    """The parts that name the same tensors as most of them do: one odd device costs its own only."""
+    names = Counter(frozenset(part) for part in parts)
+    return [part for part in parts if part.keys() == names.most_common(1)[0][0]]
 
 
 def merge(parts: Sequence[Ranges]) -> Ranges:

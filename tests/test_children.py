@@ -55,6 +55,33 @@ def test_a_child_starts_when_the_one_before_it_is_ready(tmp_path: Path) -> None:
         children.start(threading.Event())
 
 
+def test_children_that_do_not_wait_start_and_end_beside_each_other(tmp_path: Path) -> None:
+    """Each one says that it is ready only when the other runs, and ends only when the other does."""
+    meet = (
+        "import os, signal, sys, time\n"
+        "mine, other = sys.argv[1:]\n"
+        "def leave(*_):\n"
+        "    open(mine + '.end', 'w').close()\n"
+        "    while not os.path.exists(other + '.end'): time.sleep(0.01)\n"
+        "    open(mine + '.met', 'w').close()\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "open(mine, 'w').close()\n"
+        "while not os.path.exists(other): time.sleep(0.01)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    a, b = str(tmp_path / "mark-a"), str(tmp_path / "mark-b")
+    table = [
+        Child(name, (sys.executable, "-c", meet, *marks), lambda log: "ready" in log, waits=waits)
+        for name, marks, waits in (("a", (a, b), True), ("b", (b, a), False))
+    ]
+    with Children(table, tmp_path) as children:
+        children.start(threading.Event())
+    assert Path(a + ".met").exists()
+    assert Path(b + ".met").exists()
+
+
 def test_a_child_that_fails_at_its_start_is_reported_with_its_log(tmp_path: Path) -> None:
     broken = child("depot", "raise SystemExit('no such registry')")
     with (

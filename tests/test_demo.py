@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -40,38 +41,47 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_demo_keeps_its_bounds_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with start(out, "--json") as demo:
+@pytest.mark.timeout(1100)
+def test_the_demo_keeps_its_bounds_over_three_seeds_and_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    reports = [report_of(tmp_path / str(seed), seed) for seed in range(3)]
+    means = {
+        (place, kind): fmean(report["devices"][place]["accuracy"][kind] for report in reports)
+        for place in range(len(BUDGETS))
+        for kind in ("fp32", "tflite_int8", "onnx_int8")
+    }
+    largest, smallest = 0, len(BUDGETS) - 1
+    assert means[largest, "fp32"] >= 0.95
+    assert means[smallest, "fp32"] >= 0.90
+    for (place, _), mean in means.items():
+        assert mean >= means[place, "fp32"] - 0.01
+
+
+def report_of(out: Path, seed: int) -> dict[str, Any]:
+    with start(out, "--json", "--seed", str(seed)) as demo:
         printed, said = demo.communicate(timeout=500)
     assert demo.returncode == 0, said
     report: dict[str, Any] = json.loads(printed)
     assert json.loads((out / "report.json").read_text()) == report
-    assert (report["dataset"], report["seed"]) == ("scikit-learn digits", 0)
+    assert (report["dataset"], report["seed"]) == ("scikit-learn digits", seed)
     assert len(report["clients"]) >= 5
     assert {client["class"] for client in report["clients"]} == BUDGETS
     budgets = [device["budget"]["macs"] for device in report["devices"]]
-    assert max(budgets) >= 8 * min(budgets)
+    assert budgets == sorted(budgets, reverse=True)
+    assert budgets[0] >= 8 * budgets[-1]
     for device in report["devices"]:
         check_device(device)
-    largest = max(report["devices"], key=lambda device: device["macs"])
-    smallest = min(report["devices"], key=lambda device: device["macs"])
-    assert largest["macs"] > min(budgets)
-    # The README's means over three seeds are the goals; one seed may fall a little short of them.
-    assert largest["accuracy"]["fp32"] >= 0.93
-    assert smallest["accuracy"]["fp32"] >= 0.90
+    assert report["devices"][0]["macs"] > budgets[-1]
     assert report["peak_memory_mb"] < 4000
     assert report["seconds"] < 180
     assert (out / "pareto.png").stat().st_size > 5000
-    assert not running_in(tmp_path)
+    assert not running_in(out)
+    return report
 
 
 def check_device(device: dict[str, Any]) -> None:
     assert device["macs"] <= device["budget"]["macs"]
-    accuracy = device["accuracy"]
-    for kind in ("tflite_int8", "onnx_int8"):
-        assert accuracy[kind] >= accuracy["fp32"] - 0.03
     for path in device["files"].values():
         assert Path(path).stat().st_size > 1000
     manifest = Manifest.from_json(Path(device["manifest"]).read_bytes())

@@ -25,6 +25,7 @@ from fedofa.server.evaluation import FederatedEvaluator, Target
 from fedofa.server.exchange import Exchange
 from fedofa.server.figures import FileMeasured, Measured
 from fedofa.server.fleet import Fleet
+from fedofa.server.publication import allowed
 from fedofa.server.survey import Survey
 from fedofa.supernet.batchnorm import Moments, collect
 from fedofa.supernet.cost import Budget
@@ -82,6 +83,45 @@ def test_a_device_that_claims_more_examples_than_its_profile_is_not_counted(
     (told,) = run.events("no_answer")
     assert told["device"] == "dev-1"
     assert "profile" in told["reason"]
+
+
+def test_moments_that_no_numbers_have_are_refused() -> None:
+    arch = DIGITS.smallest()
+    layers = figures.norm_layers(DIGITS, arch)
+    counts = {name: 2 * positions for name, (_, positions) in layers.items()}
+    body = MomentsReply(device="a", counts=(counts,))
+    total = np.concatenate(
+        [
+            part
+            for name, (channels, _) in layers.items()
+            for part in (
+                np.full(channels, 3.0 * counts[name]),
+                np.full(channels, 9.0 * counts[name]),
+            )
+        ]
+    )
+    (found,) = figures.read_moments(DIGITS, [arch], 2, body, total)  # all 3: a variance of 0
+    assert {float(layer.mean.max()) for layer in found.values()} == {3.0}
+    for worse in (0.99, -1.0):
+        with pytest.raises(MessageError, match="variance"):
+            figures.read_moments(DIGITS, [arch], 2, body, _last_changed(total, worse))
+    total[0] = 1e300
+    with pytest.raises(MessageError, match="variance"):
+        figures.read_moments(DIGITS, [arch], 2, body, total)
+
+
+def _last_changed(values: Any, factor: float) -> Any:
+    changed = values.copy()
+    changed[-1] *= factor
+    return changed
+
+
+def test_one_devices_word_cannot_switch_a_golden_test_off() -> None:
+    reference = np.array([[0.0, 4.0, 1.0]], np.float32)
+    close = reference + np.float32(0.5)
+    assert allowed(close, reference, 0.1) == pytest.approx(2 * 0.5, abs=1e-3)
+    assert allowed(close, reference, 1.5) == pytest.approx(2 * 1.5, abs=1e-3)
+    assert allowed(close, reference, 1e30) == pytest.approx(2 * 2.0, abs=1e-3)
 
 
 def test_every_verification_and_observation_is_of_the_examples_in_the_profile() -> None:

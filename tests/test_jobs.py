@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fedofa.server.checkpoint import CheckpointStore
-from fedofa.server.jobs import CHECKPOINTS, EVENTS, claimed, run_job
-from fedofa.server.operate import run_folder, specialize_job, train_job
-from fedofa.supernet.errors import UsageError
+from fedofa.server.events import read_events
+from fedofa.server.jobs import CHECKPOINTS, EVENTS, claimed, read_job, run_job
+from fedofa.server.operate import results, run_folder, specialize_job, train_job
+from fedofa.supernet.errors import RunError, UsageError
 from fleets import grid_of, run_of, small_config, small_fleet
 
 HOLD = """
@@ -34,6 +36,52 @@ def test_a_second_job_in_a_folder_is_refused_before_anything_is_submitted(tmp_pa
         assert sorted(path.name for path in folder.iterdir()) == ["job.lock"]
     assert train_job(tmp_path, config, resume=False).folder == str(folder)
     assert specialize_job(tmp_path, config).kind == "specialize"
+
+
+def test_one_job_may_train_and_specialize_and_each_part_says_that_it_finished(
+    tmp_path: Path,
+) -> None:
+    config = small_config(
+        round={"rounds": 1},
+        recipe={"steps": 4},
+        classes={"big": {}},
+        search={"samples": 8, "population": 4, "generations": 1, "finalists": 1,
+                "random_baseline": 1},
+        export={"formats": ["onnx"], "max_accuracy_drop": 1.0},
+    )  # fmt: skip
+    job = train_job(tmp_path, config, resume=False, then_specialize=True)
+    run_job(job, grid_of(small_fleet(tmp_path, ("big", "big"))))
+    events = [event for event, _ in read_events(Path(job.folder) / EVENTS)]
+    ends = [event for event in events if event["event"] == "finished"]
+    assert [event["job"] for event in ends] == ["train", "specialize"]
+    assert ends[1]["published"] == ["big"]
+    assert [row["class"] for row in results(job)] == ["big"]
+    asked = [event for event in events if event["event"] == "device_joined"]
+    assert len(asked) == 2  # once, not once for each part
+
+
+def test_a_job_without_a_registry_cannot_specialize(tmp_path: Path) -> None:
+    config = small_config(round={"rounds": 1}, recipe={"steps": 1})
+    grid = grid_of(small_fleet(tmp_path))
+    run_job(train_job(tmp_path, config, resume=False), grid)
+    job = replace(specialize_job(tmp_path, config), registry=None)
+    with pytest.raises(RunError, match="no registry"):
+        run_job(job, grid)
+
+
+def test_a_run_that_waited_for_another_does_not_begin_over_its_rounds(tmp_path: Path) -> None:
+    config = small_config(round={"rounds": 1}, recipe={"steps": 1})
+    first, second = (train_job(tmp_path, config, resume=False) for _ in range(2))
+    grid = grid_of(small_fleet(tmp_path))
+    run_job(first, grid)
+    with pytest.raises(UsageError, match="already holds 1 rounds"):
+        run_job(second, grid)
+
+
+def test_two_jobs_of_one_folder_have_files_of_their_own(tmp_path: Path) -> None:
+    jobs = [train_job(tmp_path, small_config(seed=seed), resume=False) for seed in (1, 2)]
+    paths = [job.write() for job in jobs]
+    assert [read_job(str(path)).config["seed"] for path in paths] == [1, 2]
 
 
 def test_a_job_that_comes_too_late_leaves_the_others_log_alone(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from fedofa.protos.inference import Ranges
-from fedofa.specialize.ranges import merge
+from fedofa.specialize.ranges import agreeing, merge
 from fedofa.supernet.errors import ExportError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,3 +51,9 @@ def test_ranges_travel_as_json_without_losing_a_bit(low: float, high: float) -> 
 def test_ranges_that_cannot_be_are_refused(parts: list[Ranges], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         merge(parts)
+
+
+def test_a_device_that_names_other_tensors_is_left_out_of_the_merge() -> None:
+    parts = [{"a": (0.0, 1.0)}, {"b": (-9.0, 9.0)}, {"a": (-1.0, 0.5)}]
+    assert merge(agreeing(parts)) == {"a": (-1.0, 1.0)}
+    assert agreeing([]) == []
