@@ -1,6 +1,7 @@
 """The demo's report: one record, a table, a Pareto plot."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,15 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     )
 
 
+def pareto(candidates: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(MACs, accuracy) of the candidates that no cheaper one equals, by MACs."""
+    front: list[tuple[int, float]] = []
+    for found in sorted(candidates, key=lambda c: (c["macs"], -c["accuracy"])):
+        if not front or found["accuracy"] > front[-1][1]:
+            front.append((found["macs"], found["accuracy"]))
+    return front
+
+
 def write_plot(path: Path, report: dict[str, Any]) -> None:
     """Accuracy on the devices over MACs of every measured subnet, the chosen ones marked."""
     import matplotlib
@@ -116,14 +126,11 @@ def write_plot(path: Path, report: dict[str, Any]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    measured = [c for search in report["search"].values() for c in search["candidates"]]
+    axes.step(*zip(*pareto(measured), strict=True), where="post", color="grey", lw=1, zorder=0)
     styles = {"searched": "o", "largest": "s", "random": "x"}
     for origin, marker in styles.items():
-        points = [
-            (c["macs"], c["accuracy"])
-            for search in report["search"].values()
-            for c in search["candidates"]
-            if c["origin"] == origin
-        ]
+        points = [(c["macs"], c["accuracy"]) for c in measured if c["origin"] == origin]
         if points:
             axes.scatter(*zip(*points, strict=True), marker=marker, alpha=0.6, label=origin)
     for device in report["devices"]:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from fedofa.protos.manifest import Manifest
+from fedofa.server.demo_report import pareto
 
 BUDGETS = {"gateway", "phone", "board", "micro"}
 
@@ -38,6 +39,12 @@ def family(pid: int) -> list[psutil.Process]:
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_the_front_holds_what_no_cheaper_subnet_equals() -> None:
+    points = [(5, 0.9), (3, 0.8), (4, 0.8), (9, 0.9), (3, 0.7), (8, 0.95), (10, 0.5)]
+    found = pareto([{"macs": macs, "accuracy": accuracy} for macs, accuracy in points])
+    assert found == [(3, 0.8), (5, 0.9), (8, 0.95)]
 
 
 @pytest.mark.slow
