@@ -1,7 +1,10 @@
 """Settings of every test process: one thread, Flower silent, and hypothesis without deadlines."""
 
 import os
+import signal
 
+# A shell's background job is started with Ctrl-C ignored, and what it starts inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
