@@ -191,8 +191,10 @@ def take(weights: Mapping[str, Tensor], where: Regions) -> Weights:
 
 def accumulate(total: Tensor, region: Region, values: Tensor, scale: float) -> None:
     """total[region] += scale · values, in place, without a temporary where indices are slices."""
-    if all(isinstance(index, slice) for index in region):
-        total[region].add_(values, alpha=scale)
+    if tuple not in map(type, region):
+        # Slicing costs as much as adding up a few thousand values.
+        part = total if values.shape == total.shape else total[region]
+        part.add_(values, alpha=scale)
         return
     grid = torch.meshgrid(*(torch.tensor(list(_positions(i))) for i in region), indexing="ij")
     total.index_put_(grid, (values * scale).to(total.dtype), accumulate=True)

@@ -71,13 +71,10 @@ def split(flat: Flat, shapes: Shapes) -> Weights:
     """The tensors of one flat array; they share its memory. ValueError if the size is not right."""
     if flat.shape != (size_of(shapes),):
         raise ValueError(f"flat array has shape {flat.shape}; these tensors need {size_of(shapes)}")
-    tensors, at = {}, 0
-    whole = torch.from_numpy(flat)
-    for name, shape in shapes.items():
-        count = math.prod(shape)
-        tensors[name] = whole[at : at + count].view(shape)
-        at += count
-    return tensors
+    parts = torch.from_numpy(flat).split([math.prod(shape) for shape in shapes.values()])
+    return {
+        name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

@@ -20,7 +20,8 @@ class _Sum:
 
     def add(self, values: Tensor, region: Region, weight: float) -> None:
         accumulate(self.total, region, values, weight)
-        key = tuple((i.start, i.stop) if isinstance(i, slice) else i for i in region)
+        whole = values.shape == self.total.shape and tuple not in map(type, region)
+        key = () if whole else _key(region)
         known = self.weights.get(key)
         self.weights[key] = (region, weight + (known[1] if known else 0.0))
 
@@ -46,6 +47,10 @@ class _Sum:
         mask = counts > 0
         self.total.div_(counts.clamp_(min=torch.finfo(counts.dtype).tiny))
         return torch.where(mask, self.total, previous, out=self.total), mask
+
+
+def _key(region: Region) -> RegionKey:
+    return tuple((i.start, i.stop) if isinstance(i, slice) else i for i in region)
 
 
 class OverlapMean:
