@@ -71,7 +71,7 @@ def split(flat: Flat, shapes: Shapes) -> Weights:
     """The tensors of one flat array; they share its memory. ValueError if the size is not right."""
     if flat.shape != (size_of(shapes),):
         raise ValueError(f"flat array has shape {flat.shape}; these tensors need {size_of(shapes)}")
-    parts = torch.from_numpy(flat).split([math.prod(shape) for shape in shapes.values()])
+    parts = torch.from_numpy(flat).split([math.prod(shape) for shape in shapes.values()])  # type: ignore[no-untyped-call]
     return {
         name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
