@@ -79,6 +79,12 @@ def tag(layer: nn.Module, **axes: tuple[str | None, ...]) -> nn.Module:
     return layer
 
 
+def tag_std(layer: nn.Module, **stds: float) -> nn.Module:
+    """Remember with which standard deviation a layer's tensors are drawn; 0 is zeros."""
+    layer.stds = dict(stds)  # type: ignore[assignment]
+    return layer
+
+
 def layout_of(module: nn.Module) -> dict[str, SharedTensor]:
     """Shape and axes of every parameter of a tagged module, in the module's order.
 

@@ -13,20 +13,25 @@ from .errors import UsageError
 from .space import Arch, Space
 
 FLOAT_BYTES = 4
+KEEPS_OUTPUT = ("hswish", "hsigmoid", "silu", "gelu", "softmax")
+"""Activations that autograd differentiates with a tensor of their own, besides the next input."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
     """Sizes of one executed layer, for one example.
 
-    `in_per_group` and `kernel_area` are 0 for a pooling, which has no weights. `held` counts the
-    elements of other tensors that must stay alive while the layer runs (a residual's input, the
-    tensor that squeeze-and-excitation will scale). `norm` and `act` say what follows in place;
-    `reread`, that a pooling's input is read again later, so that autograd keeps it.
+    `in_per_group` and `kernel_area` are 0 for what has no kernel: a pooling, a layer normalization
+    of its own (`norm`), a product of two activations (`matmul`), a learned table that is added
+    (`table`). Such a layer states its parameters and multiplications in `other_params` and
+    `other_macs`. `held` counts the elements of other tensors that must stay alive while the layer
+    runs (a residual's input, the tensor that squeeze-and-excitation will scale). `norm` and `act`
+    say what follows in place; `reread`, that a pooling's input is read again later, so that
+    autograd keeps it.
     """
 
     name: str
-    kind: Literal["conv", "depthwise", "linear", "pool"]
+    kind: Literal["conv", "depthwise", "linear", "pool", "norm", "matmul", "table"]
     out_channels: int
     in_per_group: int
     kernel_area: int
@@ -37,6 +42,8 @@ class LayerPlan:
     act: str = ""
     held: int = 0
     reread: bool = False
+    other_params: int = 0
+    other_macs: int = 0
 
     @property
     def weights(self) -> int:
@@ -46,15 +53,14 @@ class LayerPlan:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one example."""
-        if self.kind == "pool":
-            return 0
         positions = self.out_elements // self.out_channels
-        return self.weights * positions
+        return self.weights * positions + self.other_macs
 
     @property
     def params(self) -> int:
-        """Kernel, bias, and the two vectors of the normalization that follows."""
-        return self.weights + (int(self.bias) + 2 * int(self.norm)) * self.out_channels
+        """Kernel, bias, the two vectors of the normalization that follows, and the others."""
+        vectors = int(self.bias) + 2 * int(self.norm)
+        return self.weights + vectors * self.out_channels + self.other_params
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +105,9 @@ def _kept(plan: LayerPlan) -> int:
     A ReLU keeps its output only, which is the next layer's input and counted there; a mean keeps
     nothing.
     """
-    inputs = 0 if plan.kind == "pool" and not plan.reread else plan.in_elements
-    outputs = int(plan.norm) + int(plan.act in ("hswish", "hsigmoid"))
+    keeps_input = plan.reread or plan.kind not in ("pool", "table")
+    inputs = plan.in_elements if keeps_input else 0
+    outputs = int(plan.norm) + int(plan.act in KEEPS_OUTPUT)
     return inputs + outputs * plan.out_elements
 
 

@@ -23,7 +23,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 def initial(space: Space, seed: int) -> Weights:
     """Fresh shared weights: He normal by fan-out for kernels, ones and zeros for norm layers.
 
-    Linear layers are drawn from N(0, 0.01²) (He et al. 2015, Howard et al. 2019).
+    Linear layers are drawn from N(0, 0.01²) (He et al. 2015, Howard et al. 2019), and tensors whose
+    layer states a standard deviation (`axes.tag_std`) with that one.
     """
     generator = torch.Generator().manual_seed(seed)
     values: Weights = {}
@@ -31,14 +32,18 @@ def initial(space: Space, seed: int) -> Weights:
         module = space.build(space.largest())
     for path, layer in module.named_modules():
         for name, parameter in layer.named_parameters(recurse=False):
-            values[f"{path}.{name}"] = _drawn(layer, name, parameter.shape, generator)
+            full = f"{path}.{name}" if path else name
+            values[full] = _drawn(layer, name, parameter.shape, generator)
     return {name: values[name] for name in layout(space)}
 
 
 def _drawn(layer: nn.Module, name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    std: float | None = getattr(layer, "stds", {}).get(name)
+    if std is not None:
+        return torch.randn(*shape, generator=generator) * std
     if name == "bias":
         return torch.zeros(*shape)
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
         fan_out = shape[0] * math.prod(shape[2:]) // layer.groups
         return torch.randn(*shape, generator=generator) * math.sqrt(2.0 / fan_out)
     if isinstance(layer, nn.Linear):

@@ -1,28 +1,43 @@
 """Plain torch layers whose sizes are read off a selection and whose tensors know their axes."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 from torch import Tensor, nn
 
-from ..axes import Selection, tag
+from ..axes import Selection, tag, tag_std
 
 Width = str | int | None
 
 
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
+    {
+        "": nn.Identity,
+        "relu": lambda: nn.ReLU(inplace=True),
+        "hswish": lambda: nn.Hardswish(inplace=True),
+        "silu": lambda: nn.SiLU(inplace=True),
+        "gelu": nn.GELU,
+    }
+)
+
+
 def activation(name: str) -> nn.Module:
     """The module of an activation's name; '' is none."""
-    if name == "hswish":
-        return nn.Hardswish(inplace=True)
-    return nn.ReLU(inplace=True) if name == "relu" else nn.Identity()
+    return ACTIVATIONS[name]()
 
 
 class Layers:
     """Makes layers for one architecture.
 
     A width given as a text is an axis whose selected indices give the size; as a number it is
-    fixed. None as input width means depthwise.
+    fixed. None as input width means depthwise. `dims` is 2 for images and 1 for sequences.
+    `norm_group` = 0 is batch normalization; else group normalization (Wu & He 2018) over so many
+    channels a group, so that a subnet's groups are whole groups of the supernet's and its
+    statistics need no recalibration.
     """
 
-    def __init__(self, selection: Selection) -> None:
-        self.selection = selection
+    def __init__(self, selection: Selection, *, dims: int = 2, norm_group: int = 0) -> None:
+        self.selection, self.dims, self.norm_group = selection, dims, norm_group
 
     def size(self, width: Width) -> int:
         """Channels of an axis or a fixed width."""
@@ -36,10 +51,10 @@ class Layers:
         kernel: Width = 1,
         stride: int = 1,
         bias: bool = False,
-    ) -> nn.Conv2d:
+    ) -> nn.Conv1d | nn.Conv2d:
         """Convolution with 'same' padding; depthwise where `in_` is None."""
         k, channels = self.size(kernel), self.size(out)
-        layer = nn.Conv2d(
+        layer = (nn.Conv1d if self.dims == 1 else nn.Conv2d)(
             channels if in_ is None else self.size(in_),
             channels,
             k,
@@ -48,18 +63,27 @@ class Layers:
             groups=channels if in_ is None else 1,
             bias=bias,
         )
-        axis_k = _axis(kernel)
-        tag(layer, weight=(_axis(out), _axis(in_), axis_k, axis_k), bias=(_axis(out),))
+        axes_k = (_axis(kernel),) * self.dims
+        tag(layer, weight=(_axis(out), _axis(in_), *axes_k), bias=(_axis(out),))
         return layer
+
+    def norm(self, width: Width) -> nn.Module:
+        """Batch or group normalization of a width."""
+        channels, axes = self.size(width), (_axis(width),)
+        layer: nn.Module
+        if self.norm_group:
+            layer = nn.GroupNorm(channels // self.norm_group, channels)
+        else:
+            layer = (nn.BatchNorm1d if self.dims == 1 else nn.BatchNorm2d)(channels)
+        return tag(layer, weight=axes, bias=axes)
 
     def conv_norm_act(
         self, out: Width, in_: Width, *, kernel: Width = 1, stride: int = 1, act: str = "relu"
     ) -> nn.Sequential:
-        """Convolution, batch normalization, activation: modules `conv`, `bn`, `act`."""
-        norm = tag(nn.BatchNorm2d(self.size(out)), weight=(_axis(out),), bias=(_axis(out),))
+        """Convolution, normalization, activation: modules `conv`, `bn`, `act`."""
         chain = nn.Sequential()
         chain.add_module("conv", self.conv(out, in_, kernel=kernel, stride=stride))
-        chain.add_module("bn", norm)
+        chain.add_module("bn", self.norm(out))
         if act:
             chain.add_module("act", activation(act))
         return chain
@@ -71,25 +95,35 @@ class Layers:
         chain.add_module("act", activation(act))
         return chain
 
-    def linear(self, out: Width, in_: Width) -> nn.Linear:
-        """Linear layer with bias."""
-        layer = nn.Linear(self.size(in_), self.size(out))
+    def linear(
+        self, out: Width, in_: Width, *, std: float | None = None, bias: bool = True
+    ) -> nn.Linear:
+        """Linear layer, its weights drawn with `std` (0.01, a classifier's, where None)."""
+        layer = nn.Linear(self.size(in_), self.size(out), bias=bias)
+        if std is not None:
+            tag_std(layer, weight=std)
         tag(layer, weight=(_axis(out), _axis(in_)), bias=(_axis(out),))
         return layer
+
+    def pool(self) -> nn.Module:
+        """Mean over all positions, keeping each of their dimensions at 1."""
+        return nn.AdaptiveAvgPool1d(1) if self.dims == 1 else nn.AdaptiveAvgPool2d(1)
 
     def squeeze_excite(self, channels: str, squeezed: str) -> "SqueezeExcite":
         """Squeeze-and-excitation over an axis (Hu et al. 2018), hard sigmoid gate."""
         return SqueezeExcite(
-            self.conv(squeezed, channels, bias=True), self.conv(channels, squeezed, bias=True)
+            self.pool(),
+            self.conv(squeezed, channels, bias=True),
+            self.conv(channels, squeezed, bias=True),
         )
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate computed from the channels' means."""
+    """Scale each channel by a gate computed from the channels' means; x is (B, C, ...)."""
 
-    def __init__(self, reduce: nn.Conv2d, expand: nn.Conv2d) -> None:
+    def __init__(self, pool: nn.Module, reduce: nn.Module, expand: nn.Module) -> None:
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = pool
         self.reduce, self.expand = reduce, expand
         self.act, self.gate = nn.ReLU(inplace=True), nn.Hardsigmoid(inplace=True)
 
