@@ -11,11 +11,11 @@ from fedofa.supernet.errors import UsageError
 from fedofa.supernet.families.catalogue import PRESETS
 from fedofa.supernet.space import Arch, Space
 from hypothesis import given
+from invariants import check_counts
 from strategies import DIGITS, SMALL, architectures
 from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 MOBILE = PRESETS["mobile"]
 IN_PLACE_LAYERS = (nn.BatchNorm2d, nn.ReLU, nn.Hardswish, nn.Hardsigmoid, nn.Identity)
@@ -25,12 +25,6 @@ IN_PLACE_CALLS = (operator.add, operator.mul, "flatten")
 def built(space: Space, arch: Arch, device: str = "cpu") -> nn.Module:
     with torch.device(device):
         return space.build(arch)
-
-
-def counted_macs(module: nn.Module, x: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module.eval()(x)
-    return int(counter.get_total_flops()) // 2
 
 
 class _Sizes(fx.Interpreter):
@@ -108,11 +102,7 @@ def kept_bytes(module: nn.Module, x: Tensor) -> float:
 @given(architectures())
 def test_macs_and_parameters_are_those_of_the_built_module(drawn: tuple[Space, Arch]) -> None:
     space, arch = drawn
-    module = built(space, arch, "meta")
-    x = torch.zeros(1, *space.input_shape(arch), device="meta")
-    spent = cost(space, arch)
-    assert spent.macs == counted_macs(module, x)
-    assert spent.params == sum(p.numel() for p in module.parameters())
+    check_counts(space, arch)
 
 
 @given(architectures())

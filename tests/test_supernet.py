@@ -3,7 +3,6 @@
 import math
 import random
 import weakref
-from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,88 +35,25 @@ from fedofa.supernet.subnet import extract, on_views, regions_within, static
 from fedofa.supernet.weights import digest, gather, initial, load, save, shapes_of, split
 from hypothesis import given
 from hypothesis import strategies as st
+from invariants import (
+    assert_close,
+    check_views,
+    positions,
+    scattered,
+    shared_weights,
+)
+from invariants import (
+    inputs as images,
+)
 from strategies import DIGITS, architectures, nested, spaces
-from torch import Tensor, nn
-
-Weights = dict[str, Tensor]
-TOLERANCE = 1e-5
-
-
-def shared_weights(space: Space, seed: int = 0) -> Weights:
-    """Shared weights of which no two are alike, norm layers and biases included."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: value + 0.1 * torch.randn(value.shape, generator=generator)
-        for name, value in initial(space, seed).items()
-    }
-
-
-def images(space: Space, arch: Arch, seed: int, batch: int = 4) -> Tensor:
-    shape = space.input_shape(arch)
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def outcome(
-    forward: Callable[[Tensor], Tensor], leaves: Mapping[str, Tensor], x: Tensor
-) -> tuple[Tensor, Weights]:
-    """Output, and the gradient of an uneven loss with respect to each leaf (zero where none)."""
-    y = forward(x)
-    loss = (y * torch.linspace(-1, 2, y.numel()).view_as(y)).sum()
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    pairs = zip(leaves.items(), found, strict=True)
-    return y.detach(), {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in pairs}
-
-
-def scattered(gradients: Mapping[str, Tensor], space: Space, arch: Arch, like: Weights) -> Weights:
-    """A static module's gradients at their places in the shared weights, by numpy's own indexing."""
-    found = {name: np.zeros(tuple(value.shape), np.float32) for name, value in like.items()}
-    for name, region in regions(space, arch).items():
-        found[name][np.ix_(*map(positions, region))] = gradients[name].numpy()
-    return {name: torch.from_numpy(value) for name, value in found.items()}
-
-
-def positions(index: slice | tuple[int, ...]) -> list[int]:
-    return list(range(index.start, index.stop)) if isinstance(index, slice) else list(index)
-
-
-def assert_close(mine: Weights, theirs: Weights) -> None:
-    """Equal to 1e-5 of each tensor's largest value (or 1e-5 where values are small)."""
-    assert mine.keys() == theirs.keys()
-    for name in mine:
-        scale = max(1.0, float(theirs[name].abs().max()))
-        gap = float((mine[name] - theirs[name]).abs().max())
-        assert gap <= TOLERANCE * scale, f"{name}: differs by {gap} of {scale}"
+from torch import nn
 
 
 @given(nested(), st.integers(0, 99))
 def test_views_extraction_and_a_separate_module_agree(
     drawn: tuple[Space, Arch, Arch], seed: int
 ) -> None:
-    space, outer, arch = drawn
-    shared, x = shared_weights(space, seed), images(space, arch, seed)
-
-    leaves = {name: value.clone().requires_grad_() for name, value in shared.items()}
-    y_views, on_shared = outcome(on_views(space, arch, leaves), leaves, x)
-
-    cut = extract(space, arch, shared).train()
-    y_cut, of_cut = outcome(cut, dict(cut.named_parameters()), x)
-
-    separate = space.build(arch).train()
-    values = split(gather(shared, regions(space, arch)), shapes_of(regions(space, arch)))
-    separate.load_state_dict({**separate.state_dict(), **values})
-    y_separate, of_separate = outcome(separate, dict(separate.named_parameters()), x)
-
-    held = {n: v.requires_grad_() for n, v in take(shared, regions(space, outer)).items()}
-    y_within, on_held = outcome(on_views(space, arch, held, outer), held, x)
-
-    assert_close(
-        {"views": y_views, "cut": y_cut, "within": y_within},
-        dict.fromkeys(("views", "cut", "within"), y_separate),
-    )
-    assert_close(of_cut, of_separate)
-    assert_close(on_shared, scattered(of_separate, space, arch, shared))
-    # The same once more, by way of the outer subnet's own tensors.
-    assert_close(scattered(on_held, space, outer, shared), on_shared)
+    check_views(*drawn, seed)
 
 
 @given(architectures())
