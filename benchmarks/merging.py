@@ -24,13 +24,13 @@ import psutil
 import torch
 from fedofa.server.aggregation.overlap_mean import OverlapMean
 from fedofa.supernet.axes import Regions, regions
-from fedofa.supernet.families.mobilenet import MOBILE
+from fedofa.supernet.families.mobilenet_presets import MOBILE
 from fedofa.supernet.space import Arch
 from fedofa.supernet.weights import Flat, gather, initial, shapes_of, split
 
 from .timing import paired
 
-SPACE = replace(MOBILE, classes=100, feature_width=0)
+SPACE = replace(MOBILE, classes=100, feature_widths=())
 UPDATES = 100
 KINDS = ("all largest", "random subnets")
 MEASURED = (1, 10, 100, 1000)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ..supernet.errors import FedofaError
+from ..supernet.errors import FedofaError, UsageError
 
 app = typer.Typer(
     name="fedofa",
@@ -156,6 +156,34 @@ def demo(
     report = run_demo(out, seed, quiet=as_json)
     if as_json:
         _print(report, as_json)
+
+
+@app.command()
+def cost(
+    space: Annotated[str, typer.Option(help="A search space's preset name.")],
+    arch: Annotated[str | None, typer.Option(help="JSON, smallest, or largest.")] = None,
+    archs: Annotated[Path | None, typer.Option(help="A file with one JSON a line.")] = None,
+    width: Annotated[float | None, typer.Option(help="Width multiplier (ofa-mbv3).")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Each layer's share too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """MACs, parameters, memory and file sizes of architectures, without building them."""
+    from .costs import Priced, price, price_file
+
+    if (arch is None) == (archs is None):
+        raise UsageError("give either --arch (JSON, smallest, largest) or --archs FILE.jsonl")
+    priced = Priced(space, width)
+    if arch is not None:
+        _print(price(priced, arch, layers=layers), as_json)
+    elif archs is not None:
+        for found in price_file(priced, archs):
+            if as_json:
+                typer.echo(json.dumps(found))
+            else:
+                typer.echo(
+                    f"{found['macs']:,} MACs, {found['params']:,} parameters, "
+                    f"{found['peak_activation_bytes']:,} bytes of activations"
+                )
 
 
 @app.command()

@@ -183,4 +183,5 @@ def check_federated(space: Space, folder: Path, rounds: int = 3, **recipe: Any) 
 
     done = [e for e, _ in read_events(folder / "events.jsonl") if e["event"] == "round"]
     assert [e["accepted"] for e in done] == [3] * rounds
-    assert done[-1]["loss"] < done[0]["loss"]
+    losses = [float(str(e["loss"])) for e in done]
+    assert losses[-1] < losses[0]

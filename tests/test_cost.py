@@ -18,7 +18,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 MOBILE = PRESETS["mobile"]
-IN_PLACE_LAYERS = (nn.BatchNorm2d, nn.ReLU, nn.Hardswish, nn.Hardsigmoid, nn.Identity)
+IN_PLACE_LAYERS = (
+    nn.BatchNorm2d, nn.GroupNorm, nn.ReLU, nn.Hardswish, nn.SiLU, nn.Hardsigmoid, nn.Identity,
+)  # fmt: skip
 IN_PLACE_CALLS = (operator.add, operator.mul, "flatten")
 
 

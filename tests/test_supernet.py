@@ -29,7 +29,8 @@ from fedofa.supernet.axes import (
 )
 from fedofa.supernet.errors import ArtifactError, UsageError
 from fedofa.supernet.families.catalogue import PRESETS, preset, space_from_dict
-from fedofa.supernet.families.mobilenet import MobileNetSpace, Stage, make_divisible
+from fedofa.supernet.families.mobilenet import MobileNetSpace, Stage
+from fedofa.supernet.families.mobilenet_blocks import make_divisible
 from fedofa.supernet.space import Arch, Gene, Space, plain
 from fedofa.supernet.subnet import extract, on_views, regions_within, static
 from fedofa.supernet.weights import digest, gather, initial, load, save, shapes_of, split
@@ -412,7 +413,7 @@ def test_a_space_comes_back_from_its_description(space: MobileNetSpace) -> None:
         {"resolutions": [0]},
         {"stem_widths": [-8, 8]},
         {"head_widths": [0, 8]},
-        {"feature_width": -1},
+        {"feature_widths": (-1,)},
         {"stem_act": "gelu"},
         {"stem_stride": 0},
         {"divisor": 0},

@@ -6,10 +6,18 @@ from types import MappingProxyType
 
 from ..errors import UsageError
 from ..space import Space
-from . import mobilenet
+from . import mobilenet, mobilenet_presets
 
-FAMILIES: Mapping[str, type[Space]] = MappingProxyType({"mobilenet": mobilenet.MobileNetSpace})
-PRESETS: Mapping[str, Space] = MappingProxyType(dict(mobilenet.PRESETS))
+FAMILIES: Mapping[str, type[Space]] = MappingProxyType(
+    {
+        "mobilenet": mobilenet.MobileNetSpace,
+    }
+)
+PRESETS: Mapping[str, Space] = MappingProxyType(
+    {
+        **mobilenet_presets.PRESETS,
+    }
+)
 
 
 def preset(name: str) -> Space:

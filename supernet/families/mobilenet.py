@@ -7,27 +7,31 @@ smaller kernel is the centre of the larger one, channels are prefixes, depth dro
 blocks.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..axes import Index, Selection, centred, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
 from ..space import Arch, Gene, Space
 from .layers import Layers
+from .mobilenet_blocks import (
+    Block,
+    Head,
+    InvertedResidual,
+    MobileNet,
+    Shortcut,
+    block_layers,
+    make_divisible,
+)
 
-ACTIVATIONS = ("relu", "hswish")
+ACTIVATIONS = ("relu", "hswish", "silu")
 SE_REDUCTION = 4
-
-
-def make_divisible(channels: float, divisor: int) -> int:
-    """Nearest multiple of `divisor`, never more than 10 % below (Howard et al. 2019)."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,71 +59,117 @@ class Stage:
             raise UsageError(f"stage: kernels = {self.kernels}; odd sizes only")
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Geometry of one inverted residual block of one architecture."""
-
-    name: str
-    axis_in: str
-    axis_out: str
-    width_in: int
-    width_mid: int
-    width_out: int
-    kernel: int
-    stride: int
-    hw_in: int
-    hw_out: int
-    act: str
-    se: int
-    expand: bool
-
-    @property
-    def residual(self) -> bool:
-        """Whether the input is added: same axis on both sides and no stride."""
-        return self.stride == 1 and self.axis_in == self.axis_out
-
-
 @dataclass(frozen=True)
 class MobileNetSpace(Space):
-    """A space of inverted-residual networks; resolution in pixels, square inputs."""
+    """A space of inverted-residual networks; resolution in pixels, square inputs.
+
+    `head_expand` makes the head that many times as wide as the last stage, in place of
+    `head_widths`. `feature_widths` are those of a layer between pooling and classifier, () for
+    none. `tied` gives all blocks of a stage one expand ratio and one kernel (AttentiveNAS), in
+    place of one each. `project` gives a stage's first block a shortcut too: the input itself where
+    stride and width stay, else pooled and projected (AttentiveNAS). `norm_group` is the channels a group of group normalization, 0 for batch
+    normalization.
+    """
 
     classes: int
     in_channels: int
     resolutions: tuple[int, ...]
     stem_widths: tuple[int, ...]
     stages: tuple[Stage, ...]
-    head_widths: tuple[int, ...]
-    feature_width: int = 0
+    head_widths: tuple[int, ...] = ()
+    head_expand: int = 0
+    feature_widths: tuple[int, ...] = ()
     stem_stride: int = 1
     stem_act: str = "hswish"
+    head_act: str = "hswish"
     divisor: int = 8
+    tied: bool = False
+    project: bool = False
+    norm_group: int = 0
 
     family = "mobilenet"
 
     def __post_init__(self) -> None:
-        for field in ("resolutions", "stem_widths", "head_widths"):
+        for field in ("resolutions", "stem_widths", "head_widths", "feature_widths"):
             _check_counts(f"space: {field}", getattr(self, field))
         for field in ("in_channels", "stem_stride", "divisor"):
             _check_counts(f"space: {field}", (getattr(self, field),))
         _check_counts("space: classes", (self.classes,), least=2)
-        _check_counts("space: feature_width", (self.feature_width,), least=0)
+        for field in ("head_expand", "norm_group"):
+            _check_counts(f"space: {field}", (getattr(self, field),), least=0)
         if not self.stages or not all(isinstance(stage, Stage) for stage in self.stages):
             raise UsageError("space: stages must be at least one stage")
-        if self.stem_act not in ACTIVATIONS:
-            raise UsageError(f"space: stem_act = {self.stem_act!r}; allowed: {ACTIVATIONS}")
+        for field in ("stem_act", "head_act"):
+            if getattr(self, field) not in ACTIVATIONS:
+                raise UsageError(
+                    f"space: {field} = {getattr(self, field)!r}; allowed: {ACTIVATIONS}"
+                )
+        for field in ("tied", "project"):
+            if type(getattr(self, field)) is not bool:
+                raise UsageError(f"space: {field} = {getattr(self, field)!r}; true or false")
+        if bool(self.head_widths) == bool(self.head_expand):
+            raise UsageError(
+                f"space: head_widths = {self.head_widths} and head_expand = {self.head_expand}; "
+                "give exactly one of them"
+            )
         _ = self.genes  # an impossible option list is an error here, not at first use
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        stride = self.stem_stride * math.prod(stage.stride for stage in self.stages)
+        if self.resolutions[0] < stride:
+            raise UsageError(
+                f"space: resolutions = {self.resolutions}; at least {stride}, the product of all "
+                "strides, or a map would be less than one pixel"
+            )
+        for resolution in self.resolutions if self.project else ():
+            hw = _strided(resolution, self.stem_stride)
+            for stage in self.stages:
+                if hw % stage.stride:
+                    raise UsageError(
+                        f"space: project pools a map of {hw} pixels (resolution {resolution}) by a "
+                        f"stride of {stage.stride}, which must divide it"
+                    )
+                hw //= stage.stride
+        group = self.norm_group
+        if not group:
+            return
+        normed = [*self.stem_widths, *self.head_widths, self.divisor]
+        normed += [width for stage in self.stages for width in stage.widths]
+        if wrong := [width for width in normed if width % group]:
+            raise UsageError(
+                f"space: norm_group = {group}; stem_widths, head_widths, every stage's widths and "
+                f"divisor must be multiples of it, and {wrong[0]} is not"
+            )
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
-        """Resolution, widths and depth per stage, expand ratio and kernel per block."""
+        """Resolution, widths and depth per stage, expand ratio and kernel per block or stage."""
         found = [Gene("resolution", self.resolutions), Gene("stem.width", self.stem_widths)]
         for i, stage in enumerate(self.stages):
             found += [Gene(f"s{i}.width", stage.widths), Gene(f"s{i}.depth", stage.depths)]
-            for j in range(stage.depths[-1]):
+            for j in range(1 if self.tied else stage.depths[-1]):
                 needs = (f"s{i}.depth", j + 1) if j >= stage.depths[0] else None
-                found.append(Gene(f"s{i}.b{j}.expand", stage.expands, needs))
-                found.append(Gene(f"s{i}.b{j}.kernel", stage.kernels, needs))
-        return (*found, Gene("head.width", self.head_widths))
+                found.append(Gene(self._expand(i, j), stage.expands, needs))
+                found.append(Gene(self._kernel(i, j), stage.kernels, needs))
+        if self.head_widths:
+            found.append(Gene("head.width", self.head_widths))
+        if self.feature_widths:
+            found.append(Gene("feature.width", self.feature_widths))
+        return tuple(found)
+
+    def _expand(self, stage: int, block: int) -> str:
+        return f"s{stage}.expand" if self.tied else f"s{stage}.b{block}.expand"
+
+    def _kernel(self, stage: int, block: int) -> str:
+        return f"s{stage}.kernel" if self.tied else f"s{stage}.b{block}.kernel"
+
+    def head_width(self, arch: Arch) -> int:
+        """Channels of the head's 1×1 convolution."""
+        if self.head_widths:
+            return arch.count("head.width")
+        last = arch.count(f"s{len(self.stages) - 1}.width")
+        return make_divisible(last * self.head_expand, self.divisor)
 
     def blocks(self, arch: Arch) -> list[Block]:
         """Every block that the architecture uses, with its sizes."""
@@ -129,7 +179,7 @@ class MobileNetSpace(Space):
         for i, stage in enumerate(self.stages):
             for j in range(arch.count(f"s{i}.depth")):
                 stride = stage.stride if j == 0 else 1
-                mid = make_divisible(width * arch[f"s{i}.b{j}.expand"], self.divisor)
+                mid = make_divisible(width * arch[self._expand(i, j)], self.divisor)
                 expand = stage.expands != (1,)
                 found.append(
                     Block(
@@ -139,24 +189,38 @@ class MobileNetSpace(Space):
                         width_in=width,
                         width_mid=mid if expand else width,
                         width_out=arch.count(f"s{i}.width"),
-                        kernel=arch.count(f"s{i}.b{j}.kernel"),
+                        kernel=arch.count(self._kernel(i, j)),
                         stride=stride,
                         hw_in=hw,
                         hw_out=_strided(hw, stride),
                         act=stage.act,
                         se=make_divisible(mid // SE_REDUCTION, self.divisor) if stage.se else 0,
                         expand=expand,
+                        shortcut=self._shortcut(i, j, same=width == arch[f"s{i}.width"]),
                     )
                 )
                 axis, width, hw = found[-1].axis_out, found[-1].width_out, found[-1].hw_out
         return found
 
+    def _shortcut(self, stage: int, block: int, *, same: bool) -> Shortcut:
+        if block > 0:
+            return "identity"
+        if not self.project:
+            return "none"
+        before = self.stages[stage - 1].widths if stage else self.stem_widths
+        if self.stages[stage].stride > 1 or not same:
+            return "project"
+        # Were the options one and the same width, no subnet would ever project.
+        return "identity" if before == self.stages[stage].widths and len(before) == 1 else "spare"
+
     def select(self, arch: Arch) -> Selection:
         """Prefixes of channels, centres of kernels; a shallower stage leaves its last blocks."""
         index: dict[str, Index] = {
             "stem.out": prefix(arch.count("stem.width")),
-            "head.out": prefix(arch.count("head.width")),
+            "head.out": prefix(self.head_width(arch)),
         }
+        if self.feature_widths:
+            index["feature.out"] = prefix(arch.count("feature.width"))
         used = set()
         for block in self.blocks(arch):
             stage = self.stages[int(block.name.split(".")[1])]
@@ -176,7 +240,7 @@ class MobileNetSpace(Space):
 
     def build(self, arch: Arch) -> nn.Module:
         """Modules `stem`, `stages.<i>.<j>` and `head`."""
-        make = Layers(self.select(arch))
+        make = Layers(self.select(arch), norm_group=self.norm_group)
         blocks = self.blocks(arch)
         stages = nn.ModuleList()
         for i in range(len(self.stages)):
@@ -187,7 +251,13 @@ class MobileNetSpace(Space):
                 "stem.out", self.in_channels, kernel=3, stride=self.stem_stride, act=self.stem_act
             ),
             stages=stages,
-            head=Head(self, blocks[-1].axis_out, make),
+            head=Head(
+                blocks[-1].axis_out,
+                "feature.out" if self.feature_widths else "",
+                self.classes,
+                self.head_act,
+                make,
+            ),
         )
 
     def layers(self, arch: Arch) -> tuple[LayerPlan, ...]:
@@ -201,21 +271,21 @@ class MobileNetSpace(Space):
         )  # fmt: skip
         plans = [first]
         for block in blocks:
-            plans += _block_layers(block)
+            plans += block_layers(block)
         return (*plans, *self._head_layers(arch, blocks[-1]))
 
     def _head_layers(self, arch: Arch, last: Block) -> list[LayerPlan]:
-        head, area = arch.count("head.width"), last.hw_out**2
+        head, area = self.head_width(arch), last.hw_out**2
         plans = [
             LayerPlan("head.expand", "conv", head, last.width_out, 1, last.width_out * area,
-                      head * area, norm=True, act="hswish"),
+                      head * area, norm=True, act=self.head_act),
             LayerPlan("head.pool", "pool", head, 0, 0, head * area, head),
         ]  # fmt: skip
         width = head
-        if self.feature_width:
-            width = self.feature_width
+        if self.feature_widths:
+            width = arch.count("feature.width")
             plans.append(
-                LayerPlan("head.feature", "conv", width, head, 1, head, width, act="hswish")
+                LayerPlan("head.feature", "conv", width, head, 1, head, width, act=self.head_act)
             )
         plans.append(
             LayerPlan("head.classifier", "linear", self.classes, width, 1, width, self.classes,
@@ -232,11 +302,11 @@ class MobileNetSpace(Space):
         parts = [f"r{arch['resolution']} {arch['stem.width']}"]
         for i in range(len(self.stages)):
             blocks = " ".join(
-                f"e{arch[f's{i}.b{j}.expand']}k{arch[f's{i}.b{j}.kernel']}"
+                f"e{arch[self._expand(i, j)]}k{arch[self._kernel(i, j)]}"
                 for j in range(arch.count(f"s{i}.depth"))
             )
             parts.append(f"{arch[f's{i}.width']}[{blocks}]")
-        return " ".join([*parts, str(arch["head.width"])])
+        return " ".join([*parts, str(self.head_width(arch))])
 
     def to_dict(self) -> dict[str, object]:
         """Family and every field."""
@@ -269,151 +339,3 @@ def _tuples(fields: Mapping[str, object]) -> dict[str, object]:
 
 def _strided(hw: int, stride: int) -> int:
     return (hw - 1) // stride + 1
-
-
-def _block_layers(block: Block) -> list[LayerPlan]:
-    area_in, area_out = block.hw_in**2, block.hw_out**2
-    skip = block.width_in * area_in if block.residual else 0
-    mid = block.width_mid
-    plans = []
-    if block.expand:
-        plans.append(
-            LayerPlan(f"{block.name}.expand", "conv", mid, block.width_in, 1,
-                      block.width_in * area_in, mid * area_in, norm=True, act=block.act)
-        )  # fmt: skip
-    # Without an expansion the depthwise layer's input is the residual's tensor itself.
-    held = skip if block.expand else 0
-    plans.append(
-        LayerPlan(f"{block.name}.depthwise", "depthwise", mid, 1, block.kernel**2, mid * area_in,
-                  mid * area_out, norm=True, act=block.act, held=held)
-    )  # fmt: skip
-    if block.se:
-        scaled = mid * area_out + skip
-        plans += [
-            LayerPlan(f"{block.name}.se.pool", "pool", mid, 0, 0, mid * area_out, mid, held=skip,
-                      reread=True),
-            LayerPlan(f"{block.name}.se.reduce", "conv", block.se, mid, 1, mid, block.se,
-                      bias=True, act="relu", held=scaled),
-            LayerPlan(f"{block.name}.se.expand", "conv", mid, block.se, 1, block.se, mid,
-                      bias=True, act="hsigmoid", held=scaled),
-        ]  # fmt: skip
-    plans.append(
-        LayerPlan(f"{block.name}.project", "conv", block.width_out, mid, 1, mid * area_out,
-                  block.width_out * area_out, norm=True, held=skip)
-    )  # fmt: skip
-    return plans
-
-
-class InvertedResidual(nn.Module):
-    """Expand 1×1, depthwise k×k, optional squeeze-and-excitation, project 1×1, optional skip."""
-
-    def __init__(self, block: Block, make: Layers) -> None:
-        super().__init__()
-        mid_axis = f"{block.name}.mid" if block.expand else block.axis_in
-        self.residual = block.residual
-        self.expand = (
-            make.conv_norm_act(mid_axis, block.axis_in, act=block.act)
-            if block.expand
-            else nn.Identity()
-        )
-        self.depthwise = make.conv_norm_act(
-            mid_axis, None, kernel=f"{block.name}.k", stride=block.stride, act=block.act
-        )
-        self.se = make.squeeze_excite(mid_axis, f"{block.name}.se") if block.se else nn.Identity()
-        self.project = make.conv_norm_act(block.axis_out, mid_axis, act="")
-
-    def forward(self, x_bchw: Tensor) -> Tensor:
-        """(B, in, h, w) to (B, out, h / stride, w / stride)."""
-        y_bchw: Tensor = self.project(self.se(self.depthwise(self.expand(x_bchw))))
-        return x_bchw + y_bchw if self.residual else y_bchw
-
-
-class Head(nn.Module):
-    """1×1 expansion, global average pooling, optional feature layer, classifier."""
-
-    def __init__(self, space: MobileNetSpace, axis_in: str, make: Layers) -> None:
-        super().__init__()
-        self.expand = make.conv_norm_act("head.out", axis_in, act="hswish")
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.feature = (
-            make.conv_act(space.feature_width, "head.out", act="hswish")
-            if space.feature_width
-            else nn.Identity()
-        )
-        width: int | str = space.feature_width or "head.out"
-        self.classifier = make.linear(space.classes, width)
-
-    def forward(self, x_bchw: Tensor) -> Tensor:
-        """Features (B, C, h, w) to logits (B, classes)."""
-        feature_bc = self.feature(self.pool(self.expand(x_bchw))).flatten(1)
-        logits_bc: Tensor = self.classifier(feature_bc)
-        return logits_bc
-
-
-class MobileNet(nn.Module):
-    """Stem, stages, head; input (B, C, r, r), output logits (B, classes)."""
-
-    def __init__(self, stem: nn.Module, stages: nn.ModuleList, head: Head) -> None:
-        super().__init__()
-        self.stem, self.stages, self.head = stem, stages, head
-
-    def forward(self, x_bchw: Tensor) -> Tensor:
-        """Images (B, C, r, r) to logits (B, classes)."""
-        x_bchw = self.stem(x_bchw)
-        for stage in self.stages:
-            x_bchw = stage(x_bchw)
-        logits_bc: Tensor = self.head(x_bchw)
-        return logits_bc
-
-
-# No map is smaller than the kernels on it: a convolution like that takes a CPU five times as long.
-DIGITS = MobileNetSpace(
-    classes=10,
-    in_channels=1,
-    resolutions=(8,),
-    stem_widths=(8, 16),
-    stages=(
-        Stage((8, 16, 24), (1,), (2, 3, 4), (3, 5), stride=2),
-        Stage((16, 24, 32), (1, 2), (2, 3, 4), (3,)),
-        Stage((16, 32, 48), (1, 2), (2, 3, 4), (3,)),
-    ),
-    head_widths=(32, 96),
-)
-SMALL = MobileNetSpace(
-    classes=10,
-    in_channels=1,
-    resolutions=(20, 24, 28),
-    stem_widths=(8, 16),
-    stages=(
-        Stage(widths=(8, 16), depths=(1, 2), expands=(2, 3, 4), kernels=(3, 5)),
-        Stage(widths=(16, 24, 32), depths=(1, 2, 3), expands=(2, 3, 4), kernels=(3, 5), stride=2,
-              act="hswish"),
-        Stage(widths=(32, 48, 64), depths=(1, 2, 3), expands=(2, 3, 4), kernels=(3, 5), stride=2,
-              act="hswish", se=True),
-    ),
-    head_widths=(96, 192),
-)  # fmt: skip
-MOBILE = MobileNetSpace(
-    classes=1000,
-    in_channels=3,
-    resolutions=(128, 160, 192, 224),
-    stem_widths=(16,),
-    stem_stride=2,
-    stages=(
-        Stage((16,), (1,), (1,), (3,)),
-        Stage((16, 24), (2, 3, 4), (3, 4, 6), (3, 5, 7), stride=2),
-        Stage((32, 40), (2, 3, 4), (3, 4, 6), (3, 5, 7), stride=2, se=True),
-        Stage((64, 80), (2, 3, 4), (3, 4, 6), (3, 5, 7), stride=2, act="hswish"),
-        Stage((96, 112), (2, 3, 4), (3, 4, 6), (3, 5, 7), act="hswish", se=True),
-        Stage((128, 160), (2, 3, 4), (3, 4, 6), (3, 5, 7), stride=2, act="hswish", se=True),
-    ),
-    head_widths=(768, 960),
-    feature_width=1280,
-)
-SMALL_32 = replace(SMALL, in_channels=3, resolutions=(24, 28, 32))
-PRESETS: Mapping[str, MobileNetSpace] = {
-    "digits": DIGITS,
-    "small": SMALL,
-    "small-32": SMALL_32,
-    "mobile": MOBILE,
-}
