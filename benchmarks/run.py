@@ -13,11 +13,15 @@ from rich.console import Console
 from .merging import bench_memory, bench_merge
 from .subnets import bench_static, bench_views
 from .timing import machine
+from .training_steps import bench_masked, bench_sandwich, bench_step
 
 BENCHMARKS: Mapping[str, Callable[[], list[dict[str, Any]]]] = MappingProxyType(
     {
         "static": bench_static,
         "views": bench_views,
+        "step": bench_step,
+        "sandwich": bench_sandwich,
+        "masked": bench_masked,
         "merge": bench_merge,
         "memory": bench_memory,
     }

@@ -22,9 +22,9 @@ BATCH = 32
 def bench_static() -> list[dict[str, Any]]:
     """Our static module against the same network written by hand (goal: at most 1.02)."""
     rows = []
-    for name, arch, space in _subnets():
+    for name, arch, space in subnets():
         values = take(initial(space, 0), regions(space, arch))
-        ours, hand = static(space, arch, values).train(), _by_hand(space, arch).train()
+        ours, hand = static(space, arch, values).train(), by_hand(space, arch).train()
         with torch.no_grad():
             for mine, theirs in zip(ours.parameters(), hand.parameters(), strict=True):
                 theirs.copy_(mine)
@@ -39,7 +39,7 @@ def bench_static() -> list[dict[str, Any]]:
 def bench_views() -> list[dict[str, Any]]:
     """Views on the supernet's weights against the static module (goal: at most 1.05)."""
     rows = []
-    for name, arch, space in _subnets():
+    for name, arch, space in subnets():
         shared: Weights = {k: v.requires_grad_() for k, v in initial(space, 0).items()}
         module = static(space, arch, take(shared, regions(space, arch))).train()
         forward = on_views(space, arch, shared)
@@ -51,7 +51,8 @@ def bench_views() -> list[dict[str, Any]]:
     return rows
 
 
-def _subnets() -> list[tuple[str, Arch, Space]]:
+def subnets() -> list[tuple[str, Arch, Space]]:
+    """Three sizes of one space."""
     small = preset("small")
     return [
         ("small, largest", small.largest(), small),
@@ -80,7 +81,7 @@ def _step(
     return step
 
 
-def _by_hand(space: Space, arch: Arch) -> nn.Module:
+def by_hand(space: Space, arch: Arch) -> nn.Module:
     """The architecture as one would write it without a supernet: nothing but torch layers."""
     stem, last = arch.count("stem.width"), 0
     layers: list[nn.Module] = [_conv(1, stem, 3, act=nn.Hardswish)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from ..protos.messages import Recipe
+from ..protos.recipe import Recipe
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 

@@ -37,15 +37,16 @@ from ..protos.subnets import set_statistics, unpack
 from ..supernet.axes import regions
 from ..supernet.batchnorm import collect
 from ..supernet.families.catalogue import space_from_dict
-from ..supernet.losses import accuracy_count
+from ..supernet.losses.accuracy import accuracy_count
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import static
 from ..supernet.weights import Flat, shapes_of, size_of, split
+from .batches import resized
 from .data import ClientData, Floats
 from .device import class_name, declared
 from .device import data as data_of
 from .profile import profile
-from .training import LocalTask, resized, train
+from .training import LocalTask, train
 
 
 def run_profile(device: Device, body: ProfileRequest, _values: Values | None) -> DeviceProfile:
@@ -97,7 +98,8 @@ def run_moments(
         moments = collect(module, _batches(space, arch, x, body.batch_size, least=2))
         counts.append({name: layer.count for name, layer in moments.items()})
         parts += [part for layer in moments.values() for part in (layer.total, layer.squares)]
-    return MomentsReply(device=device.name, counts=tuple(counts)), np.concatenate(parts)
+    sums = np.concatenate([np.empty(0), *parts])  # none without batch normalization
+    return MomentsReply(device=device.name, counts=tuple(counts)), sums
 
 
 def run_evaluate(device: Device, body: EvaluateRequest, values: Values | None) -> EvaluateReply:

@@ -6,14 +6,14 @@ MessageError, and nothing else is ever raised for bad input. Importable without 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..supernet.errors import FedofaError
 from .manifest import FileEntry, FileKind, Normalization
+from .recipe import ArchValues, Recipe
 
-ArchValues = dict[str, int | float]
 TensorShapes = tuple[tuple[str, tuple[int, ...]], ...]
 # What a device reports is bounded, so that sums and products of such numbers stay numbers.
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -46,32 +46,6 @@ class Body(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "body"
             raise MessageError(f"{cls.__name__}: {where}: {first['msg']}") from None
-
-
-class Recipe(BaseModel):
-    """Local training: what one device does in one round.
-
-    Exactly one of `epochs` and `steps` is used: `steps` when it is given. `distill` trains, in
-    every step, the assigned subnet on labels and the smallest and `random_subnets` further subnets
-    inside it on the assigned one's predictions (sandwich rule, in-place distillation).
-    `logit_adjustment` is the strength τ of the correction for a device's own label frequencies.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = Field(0.1, gt=0)
-    lr_schedule: Literal["constant", "cosine"] = "cosine"
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
-    batch_size: int = Field(32, ge=2)
-    epochs: int = Field(1, ge=1)
-    steps: int | None = Field(None, ge=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    logit_adjustment: float = Field(0.0, ge=0, le=4)
-    distill: bool = True
-    random_subnets: int = Field(1, ge=0)
 
 
 class Declared(BaseModel):

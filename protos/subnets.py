@@ -102,6 +102,6 @@ def set_statistics(module: nn.Module, values: Flat, at: int) -> int:
 
 
 def flat_statistics(statistics: Statistics) -> Flat:
-    """Mean then variance of each norm layer, in order, as they travel."""
+    """Mean then variance of each norm layer, in order, as they travel; empty without such layers."""
     parts = [part for m in statistics.values() for part in (m.mean, m.variance)]
-    return np.concatenate(parts).astype(np.float32)
+    return np.concatenate([np.empty(0), *parts]).astype(np.float32)

@@ -188,13 +188,27 @@ def cost(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="static, views, merge, or all.")] = "all",
+    name: Annotated[
+        str, typer.Argument(help="static, views, merge, ..., all; or accuracy.")
+    ] = "all",
+    data: Annotated[str, typer.Option(help="accuracy: fashion, cifar10, har.")] = "fashion",
+    seeds: Annotated[int | None, typer.Option(help="accuracy: how many.")] = None,
+    recipes: Annotated[str, typer.Option(help="accuracy: names, with commas between.")] = "",
+    jobs: Annotated[int, typer.Option(help="accuracy: processes side by side.")] = 2,
+    results: Annotated[Path, typer.Option(help="accuracy: folder of results.")] = Path(
+        "benchmarks/results"
+    ),
     as_json: Json = False,
 ) -> None:
-    """Measure this machine: static subnets, views, merging."""
+    """Measure this machine (static subnets, views, merging), or recipes' accuracy at equal cost."""
     from importlib import import_module
 
     # By name: benchmarks stand beside the layers, nothing may depend on them.
+    if name == "accuracy":
+        import_module("fedofa.benchmarks.accuracy").command(
+            data, seeds, [r.strip() for r in recipes.split(",") if r.strip()], jobs, results
+        )
+        return
     import_module("fedofa.benchmarks.run").main(name, as_json)
 
 

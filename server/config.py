@@ -8,13 +8,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..protos.messages import Recipe
+from ..protos.recipe import Recipe
 from ..specialize.filesize import largest_int8_bytes
 from ..supernet.cost import Budget
 from ..supernet.errors import UsageError
 from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
 from ..supernet.space import Space
+from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
+from .recipes import with_recipe
+from .samplers.catalogue import SamplerConfig
 
 # It becomes part of file names and of devices' profiles.
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -32,7 +35,6 @@ class RoundConfig(_Section):
     min_replies: int = Field(1, ge=1)
     min_clients: int = Field(1, ge=1)
     join_timeout_s: float = Field(120.0, gt=0)
-    candidates: int = Field(4, ge=1)
     max_update_ratio: float = Field(20.0, gt=0)
     max_weight_share: float = Field(20.0, gt=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -94,6 +96,7 @@ class RunConfig(_Section):
     space: dict[str, Any] = Field(default_factory=lambda: {"preset": "digits"})
     round: RoundConfig = RoundConfig()
     recipe: Recipe = Recipe()
+    sampler: SamplerConfig = SamplerConfig()
     server: ServerOptimizerConfig = ServerOptimizerConfig()
     classes: dict[ClassName, ClassConfig]
     search: SearchConfig = SearchConfig()
@@ -119,10 +122,9 @@ class RunConfig(_Section):
         return space_from_dict({**base, **fields})
 
     def check(self) -> None:
-        """UsageError when a class's budget fits no subnet at all."""
-        from .assignment import require_fit
-
+        """UsageError when a class's budget fits no subnet, or the method cannot serve the space."""
         space = self.build_space()
+        self.sampler.check(space)
         for name, bounds in self.classes.items():
             require_fit(space, bounds.budget(), self.recipe.batch_size, f"classes.{name}")
             size_bytes = largest_int8_bytes(self.export.formats, space.layers(space.smallest()))
@@ -152,7 +154,7 @@ def read_config(path: Path) -> RunConfig:
 def parse_config(fields: Mapping[str, Any]) -> RunConfig:
     """Check the fields; UsageError names the first wrong one."""
     try:
-        config = RunConfig.model_validate(fields)
+        config = RunConfig.model_validate(with_recipe(fields))
     except ValidationError as error:
         # A misspelt key explains a missing one.
         errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")

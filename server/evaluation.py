@@ -94,8 +94,19 @@ class FederatedEvaluator:
         self.batch_size = 64
 
     def statistics(self, targets: Sequence[Target]) -> dict[int, Statistics]:
-        """Each subnet's norm statistics, merged over the devices' training examples."""
-        plan = self.survey.plan(_budgets(targets), _training)
+        """Each subnet's norm statistics, merged over the devices' training examples.
+
+        A subnet without batch normalization has none, and nobody is asked.
+        """
+        normed = {
+            place: target.budget
+            for place, target in enumerate(targets)
+            if figures.norm_layers(self._space, target.arch)
+        }
+        found: dict[int, Statistics] = {at: {} for at in range(len(targets)) if at not in normed}
+        if not normed:
+            return found
+        plan = self.survey.plan(normed, _training)
         weights = self.survey.weights(_training)
 
         def requests() -> Iterator[Request]:
@@ -114,7 +125,6 @@ class FederatedEvaluator:
             found = figures.read_moments(self._space, archs, used, body, values)
             return [figures.lighter_moments(part, weights[member.name]) for part in found]
 
-        found: dict[int, Statistics] = {}
         for place, mine in self.survey.ask(plan, requests(), MomentsReply, read):
             found[place] = merge([found[place], mine]) if place in found else mine
         return found

@@ -10,10 +10,10 @@ from ..protos.messages import DeviceProfile, ProfileRequest
 from ..supernet.cost import Budget
 from ..supernet.errors import RunError, UsageError
 from ..supernet.space import Space, plain
-from .assignment import Limits, require_fit, training_limits
 from .config import RunConfig
 from .events import EventLog
 from .exchange import Exchange, Request
+from .limits import Limits, require_fit, training_limits
 
 # A device that came back is refused while its former node still counts as online (up to a minute).
 PROFILE_TRIES, PROFILE_DEADLINE_S = 8, 30.0
@@ -122,7 +122,9 @@ class Roll:
             )
         self._check_data(profile)
         budget = self._config.classes[profile.device_class].budget()
-        limits = training_limits(self.space, profile, budget, self._config)
+        limits = training_limits(
+            self.space, profile, budget, self._config.recipe, self._config.round.deadline_s
+        )
         require_fit(self.space, limits.budget, limits.batch_size, f"device {profile.device}")
         member = Member(node, profile, limits, budget)
         self._known[profile.device] = member

@@ -24,7 +24,7 @@ lr = 0.3
 epochs = 4
 batch_size = 32
 clip_norm = 1.0
-distill = true               # sandwich rule with in-place distillation
+students = "sandwich"        # with in-place distillation; none: the assigned subnet alone
 logit_adjustment = 1.0       # corrects for a device's own label frequencies; 0 is off
 
 [server]

@@ -2,25 +2,33 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from ..protos.messages import TrainReply, TrainRequest, tensor_shapes
-from ..supernet.axes import layout, regions
+from ..supernet.axes import layout
 from ..supernet.errors import RefusedUpdate, RunError
-from ..supernet.space import Arch, Space, plain
+from ..supernet.space import Space, plain
 from ..supernet.weights import digest, gather, initial, shapes_of, split
 from .aggregation.overlap_mean import OverlapMean
-from .assignment import Coverage, assign
+from .assignment import assign, remember
 from .checkpoint import Checkpoint, CheckpointStore
 from .config import RunConfig
+from .coverage import Coverage
 from .events import EventLog
 from .exchange import Answer, Request, in_order
 from .fleet import Fleet, Member
 from .optimizer import ServerOptimizer
+from .samplers.assigned import Assigned, Client, Outcome, Round
 from .validation import Expected, checked
 
-Assignments = dict[int, tuple[Member, Arch]]
+FINGERPRINT = ("seed", "recipe", "sampler", "server", "classes")
+UNTIL_THE_END = ("ramp", "maxnet", "delayed", "importance")
+"""Sampling methods whose draws depend on how many rounds there will be."""
+Assignments = dict[int, tuple[Member, Assigned]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,7 @@ class _Tally:
     examples: int = 0
     train_macs: int = 0
     bytes_received: int = 0
+    outcomes: list[Outcome] = field(default_factory=list)
 
 
 class Training:
@@ -63,6 +72,7 @@ class Training:
         self.weights = initial(space, config.seed)
         self.optimizer = ServerOptimizer(config.server)
         self.coverage = Coverage(layout(space))
+        self.memory: Mapping[str, Any] = {}
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint; False when there is none."""
@@ -79,15 +89,18 @@ class Training:
         self.round, self.weights = found.round, found.weights
         self.optimizer = ServerOptimizer(self.config.server, found.optimizer)
         self.coverage = Coverage(layout(self.space), found.ages)
+        memory = found.notes.get("sampler", {})
+        self.memory = memory if isinstance(memory, dict) else {}
         self.log("resumed", round=self.round, weights=digest(self.weights))
         return True
 
     def fingerprint(self) -> dict[str, object]:
         """The parts of the configuration that decide the weights."""
         dump = self.config.model_dump(mode="json")
-        parts = {key: dump[key] for key in ("seed", "recipe", "server", "classes")}
-        names = ["candidates", "max_update_ratio", "max_weight_share"]
-        if self.config.recipe.lr_schedule == "cosine":  # its end is part of what decides them
+        parts = {key: dump[key] for key in FINGERPRINT}
+        names = ["max_update_ratio", "max_weight_share"]
+        # Where the end is part of what decides the weights, it is part of the fingerprint.
+        if self.config.recipe.lr_schedule == "cosine" or self.config.sampler.kind in UNTIL_THE_END:
             names.append("rounds")
         rounds = {name: dump["round"][name] for name in names}
         return {**parts, "round": rounds, "space": plain(self.space.to_dict())}
@@ -95,19 +108,28 @@ class Training:
     def assignments(self, fleet: Fleet, busy: frozenset[int] = frozenset()) -> Assignments:
         """Node → (member, subnet) for the coming round, leaving out nodes that are busy."""
         free = [m for m in fleet.members.values() if m.node not in busy]
-        chosen = assign(
+        this = self._this_round(free)
+        chosen = assign(self.config.sampler, this, self.coverage.ages)
+        return {m.node: (m, chosen[m.name]) for m in free if m.name in chosen}
+
+    def _this_round(self, members: Iterable[Member]) -> Round:
+        clients = [
+            Client(member.name, self.space, member.limits, member.profile.examples)
+            for member in sorted(members, key=lambda member: member.name)
+        ]
+        return Round(
             self.space,
-            [(member.name, member.limits) for member in free],
-            self.coverage,
-            self.config.round.candidates,
-            (self.config.seed, self.round + 1),
+            clients,
+            self.round + 1,
+            self.config.round.rounds,
+            self.config.seed,
+            self.memory,
         )
-        return {member.node: (member, chosen[member.name]) for member in free}
 
     def requests(self, assignments: Assignments) -> Iterator[Request]:
         """One message at a time: only the selected values, and what they are."""
-        for node, (_, arch) in assignments.items():
-            where = regions(self.space, arch)
+        for node, (_, assigned) in assignments.items():
+            where = assigned.regions(self.space)
             body = TrainRequest(
                 run=self.config.name,
                 round=self.round + 1,
@@ -115,8 +137,8 @@ class Training:
                 lr=self.learning_rate(),
                 deadline_s=self.config.round.deadline_s,
                 space=plain(self.space.to_dict()),
-                arch=dict(arch),
-                recipe=self.config.recipe,
+                arch=dict(assigned.arch),
+                recipe=assigned.recipe(self.config.recipe),
                 tensors=tensor_shapes(shapes_of(where)),
             )
             yield Request(node, body, gather(self.weights, where))
@@ -145,6 +167,8 @@ class Training:
             self.log("round_abandoned", round=self.round + 1, accepted=tally.accepted)
             return None
         merged, trained = fold.result()
+        this = self._this_round(member for member, _ in assignments.values())
+        self.memory = remember(self.config.sampler, this, self.coverage.ages, tally.outcomes)
         self.weights = self.optimizer.step(self.weights, merged, trained)
         self.round += 1
         report = RoundReport(
@@ -156,7 +180,7 @@ class Training:
             coverage=self.coverage.update(trained),
             oldest=self.coverage.oldest(),
             train_macs=tally.train_macs,
-            bytes_sent=sum(sent_bytes(self.space, arch) for _, arch in assignments.values()),
+            bytes_sent=sum(sent_bytes(self.space, a) for _, a in assignments.values()),
             bytes_received=tally.bytes_received,
             seconds=time.perf_counter() - begin,
         )
@@ -169,6 +193,7 @@ class Training:
         notes: dict[str, object] = {
             "fingerprint": self.fingerprint(),
             "digest": digest(self.weights),
+            "sampler": self.memory,
         }
         state = Checkpoint(
             self.round, self.weights, self.optimizer.state, self.coverage.ages, notes
@@ -183,13 +208,14 @@ class Training:
         fold: OverlapMean,
         tally: _Tally,
     ) -> None:
-        member, arch = assignments[answer.node]
+        member, assigned = assignments[answer.node]
         if answer.body is None:
             self.log("no_update", round=self.round + 1, device=member.name, reason=answer.failure)
             return
-        where = regions(self.space, arch)
+        where = assigned.regions(self.space)
+        expected = self._expected(member, assigned, fleet)
         try:
-            flat, weight = checked(self._expected(member, arch, fleet), answer.body, answer.values)
+            flat, weight = checked(expected, answer.body, answer.values)
         except RefusedUpdate as refusal:
             tally.refused += 1
             self.log(
@@ -200,20 +226,22 @@ class Training:
                 reason=str(refusal),
             )
             return
-        fold.add(split(flat, shapes_of(where)), where, weight)
+        fold.add(split(flat, shapes_of(where)), where, weight * assigned.weight)
+        change = float(np.sqrt(np.mean(np.square(flat - expected.sent))))
+        tally.outcomes.append(Outcome(assigned, answer.body.loss, change))
         tally.accepted += 1
         tally.loss += answer.body.loss * answer.body.examples
         tally.examples += answer.body.examples
         tally.train_macs += answer.body.train_macs
         tally.bytes_received += flat.nbytes
 
-    def _expected(self, member: Member, arch: Arch, fleet: Fleet) -> Expected:
-        where = regions(self.space, arch)
+    def _expected(self, member: Member, assigned: Assigned, fleet: Fleet) -> Expected:
+        where = assigned.regions(self.space)
         return Expected(
             run=self.config.name,
             round=self.round + 1,
             device=member.name,
-            arch=arch,
+            arch=assigned.arch,
             tensors=tensor_shapes(shapes_of(where)),
             sent=gather(self.weights, where),
             examples=member.profile.examples,
@@ -223,6 +251,6 @@ class Training:
         )
 
 
-def sent_bytes(space: Space, arch: Arch) -> int:
+def sent_bytes(space: Space, assigned: Assigned) -> int:
     """Bytes of the values sent for one subnet."""
-    return 4 * sum(math.prod(shape) for shape in shapes_of(regions(space, arch)).values())
+    return 4 * sum(math.prod(shape) for shape in shapes_of(assigned.regions(space)).values())

@@ -115,6 +115,32 @@ def regions(space: Space, arch: Arch) -> Regions:
     return locate(layout(space), space.select(arch))
 
 
+@lru_cache(maxsize=4096)
+def rolled_regions(space: Space, arch: Arch, offset: int) -> Regions:
+    """The architecture's regions with every channel axis moved on by `offset`, wrapping round.
+
+    Channel axes are those on which some tensor has its outputs (its first dimension); positions of
+    kernels stay. Axes that an architecture takes whole keep their order.
+    """
+    shared, selection = layout(space), space.select(arch)
+    full = {
+        tensor.axes[0]: tensor.shape[0]
+        for tensor in shared.values()
+        if tensor.axes and tensor.axes[0] is not None
+    }
+    index = {
+        axis: _rolled(taken, full[axis], offset) if axis in full else taken
+        for axis, taken in selection.index.items()
+    }
+    return locate(shared, Selection(index, selection.absent))
+
+
+def _rolled(index: Index, size: int, offset: int) -> Index:
+    if length(index) == size:
+        return index
+    return indices([(position + offset) % size for position in _positions(index)])
+
+
 def locate(shared: Layout, selection: Selection) -> dict[str, Region]:
     """Parameter name → index per dimension, for the parameters that the selection has."""
     return {

@@ -27,7 +27,10 @@ class LayerPlan:
     `other_macs`. `held` counts the elements of other tensors that must stay alive while the layer
     runs (a residual's input, the tensor that squeeze-and-excitation will scale). `norm` and `act`
     say what follows in place; `reread`, that a pooling's input is read again later, so that
-    autograd keeps it.
+    autograd keeps it. `kept` states the elements that autograd keeps where that is anything else
+    than the input and what normalization and activation saw: an input that several layers share is
+    kept once. `stored` states the elements that an exported file holds where those are not
+    `other_params`: a table that is spread out there.
     """
 
     name: str
@@ -44,6 +47,8 @@ class LayerPlan:
     reread: bool = False
     other_params: int = 0
     other_macs: int = 0
+    kept: int | None = None
+    stored: int | None = None
 
     @property
     def weights(self) -> int:
@@ -105,6 +110,8 @@ def _kept(plan: LayerPlan) -> int:
     A ReLU keeps its output only, which is the next layer's input and counted there; a mean keeps
     nothing.
     """
+    if plan.kept is not None:
+        return plan.kept
     keeps_input = plan.reread or plan.kind not in ("pool", "table")
     inputs = plan.in_elements if keeps_input else 0
     outputs = int(plan.norm) + int(plan.act in KEEPS_OUTPUT)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from .errors import UsageError
 
@@ -33,11 +33,14 @@ class Gene:
 
     `needs` = (gene, least) says that this gene matters only where that other gene's value is at
     least `least`: block 3 of a stage has a kernel size only where the stage is 4 blocks deep.
+    `role` = "width" marks the genes that scale a layer's channels, for methods that scale all of
+    them alike (slimmable networks, HeteroFL, FjORD).
     """
 
     name: str
     options: tuple[Value, ...]
     needs: tuple[str, Value] | None = None
+    role: Literal["", "width"] = ""
 
     def __post_init__(self) -> None:
         if not self.options or list(self.options) != sorted(set(self.options)):
@@ -90,6 +93,14 @@ class Space(ABC):
     """
 
     family: str
+
+    @property
+    def rolls(self) -> bool:
+        """Whether the channels of every axis may be taken from any place on, wrapping round.
+
+        Not where their order has a meaning: heads, normalization groups, joined channels.
+        """
+        return False
 
     @cached_property
     @abstractmethod
@@ -151,6 +162,10 @@ class Space(ABC):
     def largest(self) -> Arch:
         """The architecture with every gene at its last option; it holds every shared weight."""
         return self._fill(lambda gene: gene.options[-1])
+
+    def arch_of(self, pick: "_Pick") -> Arch:
+        """The architecture that takes `pick(gene)` for each gene that matters."""
+        return self.arch(self._fill(pick))
 
     def sample(self, rng: random.Random) -> Arch:
         """Uniform over options, gene by gene (SPOS, Guo et al. 2020)."""

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 from fedofa.protos.manifest import Normalization
-from fedofa.protos.messages import DeviceProfile, Recipe
-from fedofa.server.assignment import (
-    Coverage,
-    Limits,
-    assign,
-    maximal,
-    require_fit,
-    training_limits,
-)
-from fedofa.server.config import ClassConfig, RoundConfig, RunConfig
+from fedofa.protos.messages import DeviceProfile
+from fedofa.protos.recipe import Recipe
+from fedofa.server import assignment
+from fedofa.server.coverage import Coverage
+from fedofa.server.limits import Limits, require_fit, training_limits
+from fedofa.server.samplers.assigned import Client, Round
+from fedofa.server.samplers.catalogue import SamplerConfig
+from fedofa.server.samplers.drawing import maximal_fit
 from fedofa.supernet.axes import layout, regions
 from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.errors import UsageError
@@ -27,6 +25,26 @@ from hypothesis import strategies as st
 from strategies import DIGITS, some_space
 
 BATCH = 16
+
+
+def assign(
+    space: Space,
+    fleet: Sequence[tuple[str, Limits]],
+    coverage: Coverage,
+    candidates: int,
+    key: tuple[int, int],
+) -> dict[str, Arch]:
+    """The default method's choice for (seed, round)."""
+    clients = [Client(name, space, limits) for name, limits in sorted(fleet, key=lambda m: m[0])]
+    this = Round(space, clients, key[1], 10, key[0])
+    chosen = assignment.assign(SamplerConfig(candidates=candidates), this, coverage.ages)
+    return {name: found.arch for name, found in chosen.items()}
+
+
+def maximal(space: Space, limits: Limits, rng: random.Random) -> Arch:
+    return maximal_fit(space, lambda arch: limits.fits(space, arch), rng)
+
+
 Trained = dict[str, torch.Tensor | bool]
 
 
@@ -194,17 +212,11 @@ def test_ages_do_not_run_over() -> None:
 
 def test_a_budget_below_the_smallest_subnet_is_a_usage_error() -> None:
     limits = Limits(Budget(macs=1), BATCH)
-    with pytest.raises(UsageError, match="macs"):
+    with pytest.raises(UsageError, match="no subnet of this space"):
         maximal(DIGITS, limits, random.Random(0))
     with pytest.raises(UsageError, match=r"classes\.tiny: no subnet fits.*macs \d+ > 1"):
         require_fit(DIGITS, limits.budget, BATCH, "classes.tiny")
     require_fit(DIGITS, Budget(), BATCH, "x")
-
-
-def configured(recipe: Recipe) -> RunConfig:
-    return RunConfig(
-        classes={"c": ClassConfig()}, round=RoundConfig(deadline_s=10.0), recipe=recipe
-    )
 
 
 def profile(**changes: object) -> DeviceProfile:
@@ -227,35 +239,32 @@ def profile(**changes: object) -> DeviceProfile:
 
 
 def test_limits_are_the_tightest_of_class_device_memory_and_speed() -> None:
-    config = configured(Recipe(batch_size=10, steps=5, distill=False))
+    recipe = Recipe(batch_size=10, steps=5, students="none")
     device = profile(budget={"params": 50, "macs": 10**12})
-    found = training_limits(DIGITS, device, Budget(params=70, file_bytes=9), config)
+    found = training_limits(DIGITS, device, Budget(params=70, file_bytes=9), recipe, 10.0)
     # Half of 10 s at 1e9 MACs/s, for 5 steps of 10 examples, forward and backward thrice.
     assert found.budget == Budget(
         macs=int(1e9 * 5.0 / (5 * 10 * 3)), params=50, train_memory_bytes=10**9, file_bytes=9
     )
     assert found.batch_size == 10
-    distilled = configured(Recipe(batch_size=10, steps=5, random_subnets=1))
-    assert training_limits(DIGITS, profile(), Budget(), distilled).budget.macs == int(
+    distilled = Recipe(batch_size=10, steps=5, random_subnets=1)
+    assert training_limits(DIGITS, profile(), Budget(), distilled, 10.0).budget.macs == int(
         1e9 * 5.0 / (5 * 10 * 9)
     )
-    epochs = configured(Recipe(batch_size=10, epochs=2, distill=False))
-    assert training_limits(DIGITS, profile(), Budget(), epochs).budget.macs == int(
+    epochs = Recipe(batch_size=10, epochs=2, students="none")
+    assert training_limits(DIGITS, profile(), Budget(), epochs, 10.0).budget.macs == int(
         1e9 * 5.0 / (20 * 10 * 3)
     )
 
 
 def test_a_slow_device_may_still_train_the_smallest_subnet() -> None:
-    slow = training_limits(DIGITS, profile(train_macs_per_s=1.0), Budget(), configured(Recipe()))
+    slow = training_limits(DIGITS, profile(train_macs_per_s=1.0), Budget(), Recipe(), 10.0)
     assert slow.fits(DIGITS, DIGITS.smallest())
     assert maximal(DIGITS, slow, random.Random(0)).count("s0.depth") == 1
 
 
 def test_the_numbers_of_the_most_boastful_device_do_not_break_the_limits() -> None:
-    config = RunConfig(
-        classes={"c": ClassConfig()}, round=RoundConfig(deadline_s=1e7), recipe=Recipe()
-    )
     boastful = profile(train_macs_per_s=1e18, memory_bytes=2**53, examples=2**53)
-    assert training_limits(DIGITS, boastful, Budget(), config).budget.macs is not None
+    assert training_limits(DIGITS, boastful, Budget(), Recipe(), 1e7).budget.macs is not None
     with pytest.raises(UsageError, match="unknown bound"):
-        training_limits(DIGITS, profile(budget={"mac": 1}), Budget(), config)
+        training_limits(DIGITS, profile(budget={"mac": 1}), Budget(), Recipe(), 1e7)

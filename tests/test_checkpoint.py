@@ -258,7 +258,7 @@ def test_a_resumed_run_has_the_state_that_was_written(tmp_path: Path) -> None:
         {"classes": {"phone": {"params": 10**6}}},
         {"classes": {"phone": {}, "board": {}}},
         {"round": {"rounds": 99}},
-        {"round": {"candidates": 1}},
+        {"sampler": {"candidates": 1}},
         {"round": {"max_weight_share": 2.0}},
         {"round": {"max_update_ratio": 2.0}},
     ],

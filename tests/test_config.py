@@ -112,7 +112,7 @@ def test_an_unknown_key_is_named_with_a_suggestion(
         ({"space": {"preset": "digitz"}}, ["'digitz'", "did you mean 'digits'"]),
         ({"space": {"preset": 3}}, ["preset 3", "digits"]),
         ({"space": {}}, ["family", "mobilenet"]),
-        ({"space": {"family": "resnet"}}, ["resnet", "mobilenet"]),
+        ({"space": {"family": "resnext"}}, ["resnext", "mobilenet"]),
         ({"space": 3}, ["space = 3"]),
         ({"space": {"preset": "digits", "head_widths": "wide"}}, ["head_widths", "wide"]),
         ({"space": {"preset": "digits", "stages": [{"widths": [8]}]}}, ["depths"]),

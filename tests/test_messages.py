@@ -13,7 +13,8 @@ import torch
 from fedofa.protos import flower, messages
 from fedofa.protos.flower import BODY, DTYPE, JSON, VALUES, from_record, to_record
 from fedofa.protos.manifest import FILE_NAMES, FileEntry, FileKind, Normalization, TensorSpec
-from fedofa.protos.messages import Body, EvaluateReply, MessageError, Recipe, TrainReply
+from fedofa.protos.messages import Body, EvaluateReply, MessageError, TrainReply
+from fedofa.protos.recipe import Recipe
 from fedofa.protos.subnets import flat_statistics, grouped, pack, unpack
 from fedofa.supernet.axes import regions, take
 from fedofa.supernet.batchnorm import Moments

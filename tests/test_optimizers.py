@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from fedofa.client.optimizers import local_optimizer
-from fedofa.protos.messages import Recipe
+from fedofa.protos.recipe import Recipe
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -40,7 +40,7 @@ def test_training_on_a_device_does_not_import_the_compiler() -> None:
     code = """
 import sys, torch
 from fedofa.client.optimizers import local_optimizer
-from fedofa.protos.messages import Recipe
+from fedofa.protos.recipe import Recipe
 leaf = torch.zeros(2, requires_grad=True)
 leaf.grad = torch.ones(2)
 local_optimizer(Recipe(), [leaf], 0.1).step()

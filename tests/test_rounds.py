@@ -45,7 +45,7 @@ def npy_of_objects() -> bytes:
 
 
 def test_a_runs_loss_falls_and_its_reports_say_what_happened(tmp_path: Path) -> None:
-    config = small_config(round={"rounds": 4}, recipe={"steps": 16, "distill": False})
+    config = small_config(round={"rounds": 4}, recipe={"steps": 16, "students": "none"})
     run = run_of(tmp_path, config).start()
     rounds = run.events("round")
     assert [event["round"] for event in rounds] == [1, 2, 3, 4]

@@ -1,5 +1,6 @@
 """Plain torch layers whose sizes are read off a selection and whose tensors know their axes."""
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -30,10 +31,11 @@ class Layers:
     """Makes layers for one architecture.
 
     A width given as a text is an axis whose selected indices give the size; as a number it is
-    fixed. None as input width means depthwise. `dims` is 2 for images and 1 for sequences.
-    `norm_group` = 0 is batch normalization; else group normalization (Wu & He 2018) over so many
-    channels a group, so that a subnet's groups are whole groups of the supernet's and its
-    statistics need no recalibration.
+    fixed. None as input width means depthwise. `dims` is 2 for images and 1 for sequences, which
+    are images of one row (B, C, 1, T) with kernels of 1×k: around a 1-D convolution of its own the
+    TFLite converter writes transpositions. `norm_group` = 0 is batch normalization; else group
+    normalization (Wu & He 2018) over so many channels a group, so that a subnet's groups are whole
+    groups of the supernet's and its statistics need no recalibration.
     """
 
     def __init__(self, selection: Selection, *, dims: int = 2, norm_group: int = 0) -> None:
@@ -50,39 +52,59 @@ class Layers:
         *,
         kernel: Width = 1,
         stride: int = 1,
+        dilation: int = 1,
         bias: bool = False,
-    ) -> nn.Conv1d | nn.Conv2d:
+    ) -> nn.Conv2d:
         """Convolution with 'same' padding; depthwise where `in_` is None."""
         k, channels = self.size(kernel), self.size(out)
-        layer = (nn.Conv1d if self.dims == 1 else nn.Conv2d)(
+        layer = nn.Conv2d(
             channels if in_ is None else self.size(in_),
             channels,
-            k,
-            stride=stride,
-            padding=k // 2,
+            self._along(k, 1),
+            stride=self._along(stride, 1),
+            padding=self._along(dilation * (k // 2), 0),
+            dilation=self._along(dilation, 1),
             groups=channels if in_ is None else 1,
             bias=bias,
         )
-        axes_k = (_axis(kernel),) * self.dims
+        axis_k = _axis(kernel)
+        axes_k = (None if self.dims == 1 else axis_k, axis_k)
         tag(layer, weight=(_axis(out), _axis(in_), *axes_k), bias=(_axis(out),))
         return layer
 
-    def norm(self, width: Width) -> nn.Module:
-        """Batch or group normalization of a width."""
+    def _along(self, value: int, across: int) -> tuple[int, int]:
+        """(rows, columns): for sequences, `across` over the one row there is."""
+        return (across if self.dims == 1 else value, value)
+
+    def norm(self, width: Width, *, vectors: bool = False) -> nn.Module:
+        """Batch or group normalization of a width, of maps or of `vectors` (B, C)."""
         channels, axes = self.size(width), (_axis(width),)
         layer: nn.Module
         if self.norm_group:
             layer = nn.GroupNorm(channels // self.norm_group, channels)
         else:
-            layer = (nn.BatchNorm1d if self.dims == 1 else nn.BatchNorm2d)(channels)
+            layer = (nn.BatchNorm1d if vectors else nn.BatchNorm2d)(channels)
         return tag(layer, weight=axes, bias=axes)
 
+    def layer_norm(self, width: Width) -> nn.Module:
+        """Layer normalization over a width, the last dimension (Ba et al. 2016)."""
+        axes = (_axis(width),)
+        return tag(nn.LayerNorm(self.size(width)), weight=axes, bias=axes)
+
     def conv_norm_act(
-        self, out: Width, in_: Width, *, kernel: Width = 1, stride: int = 1, act: str = "relu"
+        self,
+        out: Width,
+        in_: Width,
+        *,
+        kernel: Width = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        act: str = "relu",
     ) -> nn.Sequential:
         """Convolution, normalization, activation: modules `conv`, `bn`, `act`."""
         chain = nn.Sequential()
-        chain.add_module("conv", self.conv(out, in_, kernel=kernel, stride=stride))
+        conv = self.conv(out, in_, kernel=kernel, stride=stride, dilation=dilation)
+        chain.add_module("conv", conv)
         chain.add_module("bn", self.norm(out))
         if act:
             chain.add_module("act", activation(act))
@@ -105,9 +127,25 @@ class Layers:
         tag(layer, weight=(_axis(out), _axis(in_)), bias=(_axis(out),))
         return layer
 
+    def linear_norm_act(
+        self, out: Width, in_: Width, *, act: str = "relu", norm: bool = True
+    ) -> nn.Sequential:
+        """Linear layer, normalization unless `norm` is off, activation: `linear`, `bn`, `act`.
+
+        Weights are drawn for a ReLU, by fan-in (He et al. 2015).
+        """
+        chain = nn.Sequential()
+        std = math.sqrt(2 / self.size(in_))
+        chain.add_module("linear", self.linear(out, in_, std=std, bias=not norm))
+        if norm:
+            chain.add_module("bn", self.norm(out, vectors=True))
+        if act:
+            chain.add_module("act", activation(act))
+        return chain
+
     def pool(self) -> nn.Module:
         """Mean over all positions, keeping each of their dimensions at 1."""
-        return nn.AdaptiveAvgPool1d(1) if self.dims == 1 else nn.AdaptiveAvgPool2d(1)
+        return nn.AdaptiveAvgPool2d(1)
 
     def squeeze_excite(self, channels: str, squeezed: str) -> "SqueezeExcite":
         """Squeeze-and-excitation over an axis (Hu et al. 2018), hard sigmoid gate."""

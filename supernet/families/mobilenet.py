@@ -142,20 +142,31 @@ class MobileNetSpace(Space):
                 f"divisor must be multiples of it, and {wrong[0]} is not"
             )
 
+    @property
+    def rolls(self) -> bool:
+        """With batch normalization, whose channels have no order."""
+        return self.norm_group == 0
+
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
         """Resolution, widths and depth per stage, expand ratio and kernel per block or stage."""
-        found = [Gene("resolution", self.resolutions), Gene("stem.width", self.stem_widths)]
+        found = [
+            Gene("resolution", self.resolutions),
+            Gene("stem.width", self.stem_widths, role="width"),
+        ]
         for i, stage in enumerate(self.stages):
-            found += [Gene(f"s{i}.width", stage.widths), Gene(f"s{i}.depth", stage.depths)]
+            found += [
+                Gene(f"s{i}.width", stage.widths, role="width"),
+                Gene(f"s{i}.depth", stage.depths),
+            ]
             for j in range(1 if self.tied else stage.depths[-1]):
                 needs = (f"s{i}.depth", j + 1) if j >= stage.depths[0] else None
                 found.append(Gene(self._expand(i, j), stage.expands, needs))
                 found.append(Gene(self._kernel(i, j), stage.kernels, needs))
         if self.head_widths:
-            found.append(Gene("head.width", self.head_widths))
+            found.append(Gene("head.width", self.head_widths, role="width"))
         if self.feature_widths:
-            found.append(Gene("feature.width", self.feature_widths))
+            found.append(Gene("feature.width", self.feature_widths, role="width"))
         return tuple(found)
 
     def _expand(self, stage: int, block: int) -> str:

@@ -120,7 +120,8 @@ class InvertedResidual(nn.Module):
         """(B, in, h, w) to (B, out, h / stride, w / stride)."""
         y_bchw: Tensor = self.project(self.se(self.depthwise(self.expand(x_bchw))))
         if self.skips == "project":
-            return self.shortcut(x_bchw) + y_bchw
+            skip_bchw: Tensor = self.shortcut(x_bchw)
+            return skip_bchw + y_bchw
         return y_bchw if self.skips == "none" else x_bchw + y_bchw
 
 

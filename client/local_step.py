@@ -1,0 +1,143 @@
+"""One training step's gradients: the assigned subnet, its students, and how they come together."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from ..protos.recipe import Recipe
+from ..supernet.cost import cost
+from ..supernet.losses.alpha_divergence import adaptive_divergence
+from ..supernet.losses.cross_entropy import cross_entropy
+from ..supernet.losses.distillation import distillation
+from ..supernet.losses.logit_adjustment import logit_shift
+from ..supernet.losses.proximal import add_proximal
+from ..supernet.losses.surgery import project
+from ..supernet.space import Arch, Space
+from ..supernet.subnet import on_views
+from .batches import Batch
+from .passes import FORWARD, FORWARD_AND_BACKWARD, InTurn, OnePass
+
+
+class LocalStep:
+    """Fills the leaves' gradients batch by batch.
+
+    `leaves` are the assigned subnet's tensors, the only ones that training changes; `macs` is what
+    was spent so far: per example and subnet its MACs once for a forward pass, thrice with backward.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        assigned: Arch,
+        recipe: Recipe,
+        values: Mapping[str, Tensor],
+        labels_n: Tensor,
+    ) -> None:
+        self.leaves = {name: v.detach().clone().requires_grad_() for name, v in values.items()}
+        self.macs = 0
+        self._space, self._assigned, self._recipe = space, assigned, recipe
+        self._received = values
+        self._shift_c = logit_shift(
+            labels_n, space.layers(assigned)[-1].out_channels, recipe.logit_adjustment
+        )
+        self._forward = on_views(space, assigned, self.leaves, assigned)
+        self._passes = (OnePass if recipe.one_pass else InTurn)(space, assigned, self.leaves)
+
+    def fill(self, batch: Batch, students: Sequence[Arch]) -> float:
+        """One step's gradients; returns the loss on labels, as a number.
+
+        That of the assigned subnet, or the students' mean where it is not trained.
+        """
+        recipe, teacher_bc, losses = self._recipe, None, []
+        if recipe.train_assigned:
+            teacher_bc = self._forward(batch.inputs(self._space.input_shape(self._assigned)))
+            loss = self._on_labels(teacher_bc, batch.labels_b)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._spend(self._assigned, len(batch), FORWARD_AND_BACKWARD)
+            losses.append(loss.item())
+        if students:
+            own = self._put_aside() if recipe.combine == "project" else {}
+            found = self._train(batch, students, teacher_bc)
+            if own:
+                self._put_together(own)
+            if not recipe.train_assigned:
+                losses += found
+        if recipe.proximal:
+            add_proximal(self.leaves, self._received, recipe.proximal)
+        if recipe.clip_value is not None:
+            clip_grad_value_(self.leaves.values(), recipe.clip_value)
+        if recipe.clip_norm is not None:
+            clip_grad_norm_(self.leaves.values(), recipe.clip_norm)
+        return sum(losses) / len(losses)
+
+    def rate(self, batch: Batch, arch: Arch) -> float:
+        """A subnet's loss on the labels of a batch; nothing is trained."""
+        x = batch.inputs(self._space.input_shape(arch))
+        with torch.inference_mode():
+            logits_bc = on_views(self._space, arch, self.leaves, self._assigned)(x)
+            loss = self._on_labels(logits_bc, batch.labels_b)
+        self._spend(arch, len(batch), FORWARD)
+        return loss.item()
+
+    def _train(
+        self, batch: Batch, students: Sequence[Arch], teacher_bc: Tensor | None
+    ) -> list[float]:
+        """Add the students' gradients; returns their losses, unweighted."""
+        losses = []
+        for one in self._passes.run(batch, students):
+            found = [
+                self._student_loss(
+                    logits_bc,
+                    batch.labels_b[rows],
+                    None if teacher_bc is None else teacher_bc[rows],
+                )
+                for rows, logits_bc in one.parts
+            ]
+            loss = self._weighted(sum(found[1:], found[0]), len(students))
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses += [part.item() for part in found]
+            self.macs += one.macs
+        return losses
+
+    def _on_labels(self, logits_bc: Tensor, labels_b: Tensor) -> Tensor:
+        return cross_entropy(logits_bc, labels_b, self._recipe.label_smoothing, self._shift_c)
+
+    def _student_loss(
+        self, student_bc: Tensor, labels_b: Tensor, teacher_bc: Tensor | None
+    ) -> Tensor:
+        recipe = self._recipe
+        if recipe.learn == "labels" or teacher_bc is None:
+            return self._on_labels(student_bc, labels_b)
+        if recipe.learn == "kl":
+            loss = distillation(student_bc, teacher_bc, recipe.temperature)
+        else:
+            bounds = recipe.alpha_min, recipe.alpha_max, recipe.alpha_clip
+            loss = adaptive_divergence(student_bc, teacher_bc, *bounds)
+        if recipe.label_weight:
+            loss = loss + recipe.label_weight * self._on_labels(student_bc, labels_b)
+        return loss
+
+    def _weighted(self, loss: Tensor, students: int) -> Tensor:
+        recipe = self._recipe
+        weight = recipe.student_weight / (students if recipe.combine == "mean" else 1)
+        return loss if weight == 1 else weight * loss
+
+    def _put_aside(self) -> dict[str, Tensor]:
+        """The gradients so far, taken off the leaves."""
+        found = {n: leaf.grad for n, leaf in self.leaves.items() if leaf.grad is not None}
+        for leaf in self.leaves.values():
+            leaf.grad = None
+        return found
+
+    def _put_together(self, assigned: dict[str, Tensor]) -> None:
+        """The students' gradients and the assigned subnet's, projected."""
+        students = self._put_aside()
+        project(assigned, students)
+        for name, leaf in self.leaves.items():
+            parts = [part[name] for part in (assigned, students) if name in part]
+            leaf.grad = sum(parts[1:], parts[0]) if parts else None
+
+    def _spend(self, arch: Arch, examples: int, passes: int) -> None:
+        self.macs += passes * examples * cost(self._space, arch).macs

@@ -1,0 +1,37 @@
+"""One subnet for everybody (FedAvg, McMahan et al. 2017): no supernet, one ordinary network.
+
+Clients that cannot hold it are left out. Without an architecture it is the largest subnet of the
+weakest client, which all can train.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...supernet.cost import cost
+from ...supernet.errors import UsageError
+from ...supernet.space import Value
+from .assigned import Assigned, Forgetful, Round
+
+
+@dataclass(frozen=True, slots=True)
+class Single(Forgetful):
+    """`arch` is the architecture's genes, None for what the weakest client can train."""
+
+    arch: Mapping[str, Value] | None = None
+
+    def assign(self, this: Round) -> dict[str, Assigned]:
+        """The same subnet for each client that can hold it."""
+        if self.arch is not None:
+            arch = this.space.arch(self.arch)
+        else:
+            arch = min(
+                (client.largest(this.seed) for client in this.clients),
+                key=lambda found: cost(this.space, found).macs,
+            )
+        able = [client for client in this.clients if client.fits(arch)]
+        if not able:
+            raise UsageError(
+                f"sampler.arch = {dict(arch)}: no client can train it; give a smaller one or raise "
+                "a class's bounds"
+            )
+        return {client.name: Assigned(arch) for client in able}

@@ -1,0 +1,1 @@
+"""What local training minimizes, one method a file."""
