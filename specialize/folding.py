@@ -8,13 +8,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from ..supernet.errors import ExportError
 from ..supernet.subnet import batch_norms
+from .fx_folding import fold_followed
 
 
 def folded(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode computing the same function without batch normalization.
 
-    Each norm layer must follow a convolution or a linear layer in one `nn.Sequential`; ExportError
-    names one that does not.
+    Each norm layer must follow a convolution or a linear layer, in one `nn.Sequential` or in what
+    forward calls; ExportError names one that does not.
     """
     found = copy.deepcopy(module).eval()
     for chain in [m for m in found.modules() if isinstance(m, nn.Sequential)]:
@@ -30,6 +31,8 @@ def folded(module: nn.Module) -> nn.Module:
             else:
                 continue
             setattr(chain, name, nn.Identity())
+    if batch_norms(found):
+        fold_followed(found)
     left = list(batch_norms(found))
     if left:
         raise ExportError(

@@ -57,11 +57,9 @@ def observable(path: Path) -> bytes:
     import onnx
 
     model = onnx.load(str(path))
-    known = {output.name for output in model.graph.output}
-    for node in model.graph.node:
-        for name in node.output:
-            if name and name not in known and node.op_type != "Constant":
-                model.graph.output.append(onnx.helper.make_tensor_value_info(name, FLOAT, None))
+    known = {value.name for value in (*model.graph.input, *model.graph.output)}
+    for name in sorted(_activations(model) - known):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, FLOAT, None))
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -125,8 +123,17 @@ def _spec(value: Any) -> TensorSpec:
 
 
 def _activations(model: Any) -> set[str]:
-    inputs = {value.name for value in model.graph.input}
-    return inputs | {name for node in model.graph.node for name in node.output if name}
+    """Names of the float tensors that are no constants: an attention's sizes are integers."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    typed = (*graph.input, *graph.output, *graph.value_info)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in typed}
+    found = {value.name for value in graph.input}
+    for node in graph.node:
+        if node.op_type != "Constant":
+            found |= {name for name in node.output if name and kinds.get(name, FLOAT) == FLOAT}
+    return found
 
 
 def _shorten(model: Any) -> None:

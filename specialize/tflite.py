@@ -49,8 +49,9 @@ def quantize_tflite(source: Path, ranges: Ranges, target: Path) -> None:
     with quiet():
         from ai_edge_quantizer import quantizer, recipe
 
+        ranks = tflite_file.ranks(model)
         statistics = {
-            name: {"min": _scalar(low), "max": _scalar(high)}
+            name: {"min": _scalar(low, ranks[name]), "max": _scalar(high, ranks[name])}
             for name, (low, high) in fitted.items()
         }
         content = bytearray(tflite_file.packed(model))
@@ -84,8 +85,9 @@ def _spec(detail: dict[str, Any]) -> TensorSpec:
     )
 
 
-def _scalar(value: float) -> Any:
-    return np.full((1, 1, 1, 1), value, dtype=np.float32)
+def _scalar(value: float, rank: int) -> Any:
+    """As the quantizer takes it: a constant beside the tensor is quantized in the same steps."""
+    return np.full((1,) * rank, value, dtype=np.float32)
 
 
 @contextlib.contextmanager

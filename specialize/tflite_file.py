@@ -88,3 +88,8 @@ def activations(model: Any) -> set[str]:
         if model.buffers[tensor.buffer].data is None and tensor.type == 0
     )
     return {tensor.name.decode() for tensor in floats}
+
+
+def ranks(model: Any) -> dict[str, int]:
+    """Tensor name → number of dimensions."""
+    return {tensor.name.decode(): len(tensor.shape) for tensor in model.subgraphs[0].tensors}

@@ -6,16 +6,36 @@ from types import MappingProxyType
 
 from ..errors import UsageError
 from ..space import Space
-from . import mobilenet, mobilenet_presets
+from . import (
+    declared,
+    mlp,
+    mobilenet,
+    mobilenet_presets,
+    resnet,
+    resnet_presets,
+    tdnn,
+    tdnn_presets,
+    vit,
+    vit_presets,
+)
 
 FAMILIES: Mapping[str, type[Space]] = MappingProxyType(
     {
         "mobilenet": mobilenet.MobileNetSpace,
+        "resnet": resnet.ResNetSpace,
+        "vit": vit.VitSpace,
+        "tdnn": tdnn.TdnnSpace,
+        "mlp": mlp.MlpSpace,
+        "declared": declared.DeclaredSpace,
     }
 )
 PRESETS: Mapping[str, Space] = MappingProxyType(
     {
         **mobilenet_presets.PRESETS,
+        **resnet_presets.PRESETS,
+        **vit_presets.PRESETS,
+        **tdnn_presets.PRESETS,
+        **mlp.PRESETS,
     }
 )
 
