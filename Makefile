@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 PACKAGES := -p fedofa.supernet -p fedofa.protos -p fedofa.specialize -p fedofa.client \
 	-p fedofa.server -p fedofa.benchmarks
 
-.PHONY: demo test test-slow bench check lint types contracts format protos wheel clean
+.PHONY: demo test test-slow bench bench-accuracy check lint types contracts format protos wheel clean
 
 demo: $(VENV)/.server  ## The main job on real data; OUT=dir for another output folder
 	$(BIN)/fedofa demo --out $(OUT) $(ARGS)
@@ -20,6 +20,11 @@ test-slow: $(VENV)/.dev  ## The slow tests: killed servers, demos over several s
 
 bench: $(VENV)/.server  ## The benchmarks that the README's figures come from
 	$(BIN)/fedofa bench
+
+bench-accuracy: $(VENV)/.server  ## Recipes at equal cost on real data (FEDOFA_DATA); hours
+	$(BIN)/fedofa bench accuracy --data fashion
+	$(BIN)/fedofa bench accuracy --data cifar10
+	$(BIN)/fedofa bench accuracy --data har
 
 check: lint types contracts  ## All that needs no test
 

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +47,14 @@ def mnist(
 
     The folder holds train-images-idx3-ubyte and train-labels-idx1-ubyte, gzipped or not.
     """
-    everything = _idx(_folder(root), "train")
-    mine = dirichlet(everything.y, clients, alpha, seed)[client]
-    return _client(everything.take(mine), DIGITS, GREY_SCALE, seed + client)
+    images, labels = _idx(_folder(root), "train")
+    mine = dirichlet(labels, clients, alpha, seed)[client]
+    return _client(_grey(images[mine], labels[mine]), DIGITS, GREY_SCALE, seed + client)
 
 
 def mnist_test(root: str | None) -> Examples:
     """The 10,000 test images of the same folder (t10k files)."""
-    return _idx(_folder(root), "t10k")
+    return _grey(*_idx(_folder(root), "t10k"))
 
 
 def _client(
@@ -80,10 +81,16 @@ def _folder(root: str | None) -> Path:
     return Path(root)
 
 
-def _idx(folder: Path, part: str) -> Examples:
+@lru_cache(maxsize=2)
+def _idx(folder: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, H, W) and labels; kept, for a process that stands for many clients."""
     images = _idx_array(folder, f"{part}-images-idx3-ubyte", dimensions=3)
     labels = _idx_array(folder, f"{part}-labels-idx1-ubyte", dimensions=1)
-    return Examples(images[:, None].astype(np.float32), labels.astype(np.int64))
+    return images, labels.astype(np.int64)
+
+
+def _grey(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Examples:
+    return Examples(images[:, None].astype(np.float32), labels)
 
 
 def _idx_array(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:

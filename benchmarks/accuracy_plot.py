@@ -1,0 +1,34 @@
+"""A picture of accuracy over MACs, a line for each recipe, from a results file."""
+
+import json
+from pathlib import Path
+from statistics import mean
+
+
+def plot(results: Path, picture: Path) -> None:
+    """Write a PNG of the results file's runs: means over seeds."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    found = json.loads(results.read_text())
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    names = dict.fromkeys(run["recipe"] for run in found["runs"])
+    for name in sorted(names, key=lambda n: n != "fedofa"):
+        runs = [run for run in found["runs"] if run["recipe"] == name]
+        macs = [mean(c) / 1e6 for c in zip(*(run["macs"] for run in runs), strict=True)]
+        accuracy = [100 * mean(c) for c in zip(*(run["accuracy"] for run in runs), strict=True)]
+        wide = 2.5 if name == "fedofa" else 1.2
+        style = "--" if name == "fedavg-separate" else "-"
+        axes.plot(macs, accuracy, style, marker="o", linewidth=wide, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("million MACs of the subnet")
+    axes.set_ylabel("test accuracy, %")
+    seeds = len({run["seed"] for run in found["runs"]})
+    axes.set_title(f"{found['task']['data']}: best subnet in each budget, mean of {seeds} seeds")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)
