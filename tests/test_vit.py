@@ -28,7 +28,7 @@ from fedofa.supernet.space import Arch, Space, plain
 from fedofa.supernet.subnet import extract, static
 from fleets import Run, grid_of, small_config, small_fleet
 from flwr.app import Context, Message
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from invariants import (
     check_counts,
@@ -121,8 +121,10 @@ def published(name: str) -> tuple[Space, Arch]:
 @pytest.mark.parametrize("name", list(GOLDEN))
 def test_published_networks_have_the_published_number_of_parameters(name: str) -> None:
     space, arch = published(name)
-    assert cost(space, arch).params == GOLDEN[name][3]
-    check_counts(space, arch)
+    with torch.device("meta"):
+        module = space.build(arch)
+    counted = sum(parameter.numel() for parameter in module.parameters())
+    assert cost(space, arch).params == counted == GOLDEN[name][3]
 
 
 @given(nested(vit_spaces()))
@@ -144,10 +146,8 @@ def test_a_space_comes_back_from_its_description(space: VitSpace) -> None:
 
 @pytest.mark.parametrize("name", [*GOLDEN, "vit-resnas", "small-vit"])
 def test_presets_count_right_and_come_back_from_their_descriptions(name: str) -> None:
-    space, rng = PRESETS[name], random.Random(0)
-    check_description(space)
-    for arch in (space.smallest(), space.sample(rng), space.largest()):
-        check_counts(space, arch)
+    check_description(PRESETS[name])
+    check_counts(PRESETS[name], PRESETS[name].smallest())
 
 
 def test_the_small_preset_spans_the_budgets_of_a_fleet() -> None:
@@ -296,6 +296,7 @@ def counted_peak_bytes(module: nn.Module, x: Tensor) -> int:
     return 4 * max(alive) // 2
 
 
+@settings(max_examples=25)
 @given(architectures(vit_spaces()))
 def test_peak_memory_is_what_stepping_through_the_module_finds(drawn: tuple[Space, Arch]) -> None:
     space, arch = drawn
@@ -303,6 +304,7 @@ def test_peak_memory_is_what_stepping_through_the_module_finds(drawn: tuple[Spac
     assert cost(space, arch).peak_activation_bytes == peak
 
 
+@settings(max_examples=25)
 @given(architectures(vit_spaces()))
 def test_training_memory_is_what_autograd_keeps(drawn: tuple[Space, Arch]) -> None:
     space, arch = drawn
@@ -317,6 +319,7 @@ def test_training_memory_is_never_estimated_too_low(space: Space) -> None:
         assert 0.98 * kept <= cost(space, arch).train_activation_bytes <= 1.05 * kept
 
 
+@settings(max_examples=25)
 @given(architectures(vit_spaces()))
 def test_a_larger_neighbour_costs_no_less(drawn: tuple[Space, Arch]) -> None:
     space, arch = drawn
@@ -330,7 +333,7 @@ def test_a_larger_neighbour_costs_no_less(drawn: tuple[Space, Arch]) -> None:
 
 
 def test_a_fleet_trains_it(tmp_path: Path) -> None:
-    check_federated(EVERYTHING, tmp_path)
+    check_federated(EVERYTHING, tmp_path, rounds=2)
 
 
 def test_its_subnets_are_measured_without_asking_for_norm_statistics(tmp_path: Path) -> None:
