@@ -20,7 +20,7 @@ from ..axes import Index, Selection, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
 from ..space import Arch, Gene, Space
-from .fields import check_counts, check_flag, check_multiples, tuples
+from .fields import check_counts, check_flag, check_multiples, read_space
 from .layers import Layers
 
 
@@ -136,10 +136,7 @@ class MlpSpace(Space):
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:
         """Read `to_dict`'s form; UsageError names an unknown or missing field."""
-        try:
-            return cls(**tuples(fields))  # type: ignore[arg-type]
-        except TypeError as error:  # a missing or an unknown field; values are checked in there
-            raise UsageError(f"space mlp: {error}; fields: {list(cls.__match_args__)}") from None
+        return read_space(cls, fields)
 
 
 class ResidualPair(nn.Module):

@@ -19,6 +19,7 @@ from ..axes import Index, Selection, centred, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
 from ..space import Arch, Gene, Space
+from .fields import check_counts, check_flag, read_space
 from .layers import Layers
 from .mobilenet_blocks import (
     Block,
@@ -53,8 +54,8 @@ class Stage:
         if self.act not in ACTIVATIONS:
             raise UsageError(f"stage: act = {self.act!r}; allowed: {', '.join(ACTIVATIONS)}")
         for field in ("widths", "depths", "expands", "kernels"):
-            _check_counts(f"stage: {field}", getattr(self, field))
-        _check_counts("stage: stride", (self.stride,))
+            check_counts(f"stage: {field}", getattr(self, field))
+        check_counts("stage: stride", (self.stride,))
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise UsageError(f"stage: kernels = {self.kernels}; odd sizes only")
 
@@ -91,12 +92,12 @@ class MobileNetSpace(Space):
 
     def __post_init__(self) -> None:
         for field in ("resolutions", "stem_widths", "head_widths", "feature_widths"):
-            _check_counts(f"space: {field}", getattr(self, field))
+            check_counts(f"space: {field}", getattr(self, field))
         for field in ("in_channels", "stem_stride", "divisor"):
-            _check_counts(f"space: {field}", (getattr(self, field),))
-        _check_counts("space: classes", (self.classes,), least=2)
+            check_counts(f"space: {field}", (getattr(self, field),))
+        check_counts("space: classes", (self.classes,), least=2)
         for field in ("head_expand", "norm_group"):
-            _check_counts(f"space: {field}", (getattr(self, field),), least=0)
+            check_counts(f"space: {field}", (getattr(self, field),), least=0)
         if not self.stages or not all(isinstance(stage, Stage) for stage in self.stages):
             raise UsageError("space: stages must be at least one stage")
         for field in ("stem_act", "head_act"):
@@ -105,8 +106,7 @@ class MobileNetSpace(Space):
                     f"space: {field} = {getattr(self, field)!r}; allowed: {ACTIVATIONS}"
                 )
         for field in ("tied", "project"):
-            if type(getattr(self, field)) is not bool:
-                raise UsageError(f"space: {field} = {getattr(self, field)!r}; true or false")
+            check_flag(f"space: {field}", getattr(self, field))
         if bool(self.head_widths) == bool(self.head_expand):
             raise UsageError(
                 f"space: head_widths = {self.head_widths} and head_expand = {self.head_expand}; "
@@ -326,26 +326,7 @@ class MobileNetSpace(Space):
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:
         """Read `to_dict`'s form; UsageError names an unknown or missing field."""
-        raw = dict(fields)
-        stages = raw.pop("stages", None)
-        if not isinstance(stages, list | tuple) or not all(isinstance(s, Mapping) for s in stages):
-            raise UsageError("space mobilenet: stages must be a list of tables")
-        try:
-            made = tuple(Stage(**_tuples(stage)) for stage in stages)  # type: ignore[arg-type]
-            return cls(**_tuples(raw), stages=made)  # type: ignore[arg-type]
-        except TypeError as error:  # a missing or an unknown field; values are checked in there
-            raise UsageError(
-                f"space mobilenet: {error}; fields: {list(cls.__match_args__)}"
-            ) from None
-
-
-def _check_counts(where: str, values: object, least: int = 1) -> None:
-    if not isinstance(values, tuple) or any(type(v) is not int or v < least for v in values):
-        raise UsageError(f"{where} = {values!r}; whole numbers of at least {least} expected")
-
-
-def _tuples(fields: Mapping[str, object]) -> dict[str, object]:
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        return read_space(cls, fields, lists={"stages": Stage})
 
 
 def _strided(hw: int, stride: int) -> int:

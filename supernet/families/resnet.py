@@ -22,6 +22,7 @@ from ..axes import Index, Selection, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
 from ..space import Arch, Gene, Space
+from .fields import check_counts, read_space
 from .layers import Layers
 from .mobilenet_blocks import make_divisible
 from .resnet_blocks import (
@@ -34,7 +35,7 @@ from .resnet_blocks import (
     make_stem,
     stem_layers,
 )
-from .resnet_options import Stage, Stem, check_counts, check_ratios
+from .resnet_options import Stage, Stem, check_ratios
 
 
 @dataclass(frozen=True)
@@ -217,18 +218,4 @@ class ResNetSpace(Space):
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:
         """Read `to_dict`'s form; UsageError names an unknown or missing field."""
-        raw = dict(fields)
-        stem, stages = raw.pop("stem", None), raw.pop("stages", None)
-        if not isinstance(stem, Mapping):
-            raise UsageError(f"space resnet: stem = {stem!r}; a table of its options expected")
-        if not isinstance(stages, list | tuple) or not all(isinstance(s, Mapping) for s in stages):
-            raise UsageError("space resnet: stages must be a list of tables")
-        try:
-            made = tuple(Stage(**_tuples(stage)) for stage in stages)  # type: ignore[arg-type]
-            return cls(**_tuples(raw), stem=Stem(**_tuples(stem)), stages=made)  # type: ignore[arg-type]
-        except TypeError as error:  # a missing or an unknown field; values are checked in there
-            raise UsageError(f"space resnet: {error}; fields: {list(cls.__match_args__)}") from None
-
-
-def _tuples(fields: Mapping[str, object]) -> dict[str, object]:
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        return read_space(cls, fields, lists={"stages": Stage}, tables={"stem": Stem})

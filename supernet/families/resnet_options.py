@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from .fields import check_counts
 from .resnet_blocks import BLOCKS
 
 STRIDES = (1, 2)
@@ -58,12 +59,6 @@ class Stage:
         _check_stride("stage", self.stride)
         if self.block not in BLOCKS:
             raise UsageError(f"stage: block = {self.block!r}; allowed: {', '.join(BLOCKS)}")
-
-
-def check_counts(where: str, values: object, least: int = 1) -> None:
-    """UsageError unless it is a tuple of whole numbers of at least `least`."""
-    if not isinstance(values, tuple) or any(type(v) is not int or v < least for v in values):
-        raise UsageError(f"{where} = {values!r}; whole numbers of at least {least} expected")
 
 
 def check_ratios(where: str, values: object, most: float) -> None:

@@ -32,7 +32,7 @@ from ..axes import Index, Selection, centred, indices, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
 from ..space import Arch, Gene, Space
-from .fields import check_counts, check_multiples, tuples
+from .fields import check_counts, check_multiples, read_space
 from .layers import Layers
 from .mobilenet_blocks import make_divisible
 from .tdnn_blocks import (
@@ -234,15 +234,7 @@ class TdnnSpace(Space):
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:
         """Read `to_dict`'s form; UsageError names an unknown or missing field."""
-        raw = dict(fields)
-        blocks = raw.pop("blocks", None)
-        if not isinstance(blocks, list | tuple) or not all(isinstance(b, Mapping) for b in blocks):
-            raise UsageError("space tdnn: blocks must be a list of tables")
-        try:
-            made = tuple(BlockOptions(**tuples(block)) for block in blocks)  # type: ignore[arg-type]
-            return cls(**tuples(raw), blocks=made)  # type: ignore[arg-type]
-        except TypeError as error:  # a missing or an unknown field; values are checked in there
-            raise UsageError(f"space tdnn: {error}; fields: {list(cls.__match_args__)}") from None
+        return read_space(cls, fields, lists={"blocks": BlockOptions})
 
 
 def _first_of_each(widths: list[int], largest: list[int]) -> Index:
