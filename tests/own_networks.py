@@ -181,7 +181,7 @@ class Attention(nn.Module):
         y = self.norm1(x)
         x = x + self.attention(y, y, y, need_weights=False)[0]
         x = x + self.down(functional.gelu(self.up(self.norm2(x))))
-        logits: Tensor = self.out(x[:, 0])
+        logits: Tensor = self.out(x.mean(1))
         return logits
 
 

@@ -11,12 +11,10 @@ import pytest
 import torch
 from fedofa.client.app import app as honest_app
 from fedofa.client.tasks import run_moments
-from fedofa.protos.manifest import FILE_NAMES
 from fedofa.protos.messages import MomentsRequest
 from fedofa.protos.subnets import grouped, pack
 from fedofa.server.evaluation import FederatedEvaluator, Target
 from fedofa.server.figures import read_moments
-from fedofa.specialize.filesize import predicted_size_bytes
 from fedofa.supernet.axes import Selection, layout, locate, take
 from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.errors import UsageError
@@ -370,24 +368,17 @@ def test_a_device_that_is_asked_all_the_same_returns_no_numbers(tmp_path: Path) 
     assert np.array_equal(with_statistics, values)
 
 
-def check_files(space: Space, arch: Arch, folder: Path, seed: int = 0) -> None:
-    check_export(space, arch, folder, seed)
-    for kind, name in FILE_NAMES.items():
-        predicted = predicted_size_bytes(kind, space.layers(arch))
-        assert predicted == pytest.approx((folder / name).stat().st_size, rel=0.05), kind
-
-
-def test_files_do_what_the_network_does_and_are_as_large_as_predicted(tmp_path: Path) -> None:
-    check_files(SMALL, SMALL.smallest(), tmp_path)
+def test_files_do_what_the_network_does(tmp_path: Path) -> None:
+    check_export(SMALL, SMALL.smallest(), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_files_of_50_random_architectures(tmp_path: Path) -> None:
+def test_files_of_50_random_architectures_do_what_the_networks_do(tmp_path: Path) -> None:
     rng = random.Random(3)
     for seed in range(50):
         space = (SMALL, EVERYTHING)[seed % 2]
-        check_files(space, space.sample(rng), tmp_path / str(seed), seed)
+        check_export(space, space.sample(rng), tmp_path / str(seed), seed)
 
 
 # What cannot be.
