@@ -89,7 +89,7 @@ def _masked_against_turns(space: Space, archs: Sequence[Arch]) -> Paired:
     sizes, largest = group_sizes(MASKED_BATCH, len(archs)), space.largest()
     turns = [
         Work([arch], *part)
-        for arch, *part in zip(archs, x.split(sizes), y.split(sizes), strict=True)
+        for arch, *part in zip(archs, x.split(sizes), y.split(sizes), strict=True)  # type: ignore[no-untyped-call]
     ]
     return paired(
         _ours(space, largest, [Work(archs, x, y)], together), _ours(space, largest, turns, recipe)
