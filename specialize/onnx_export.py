@@ -16,6 +16,8 @@ from .tflite import quiet
 
 OPSET = 18
 FLOAT = 1
+FOLDED = 2**18
+"""Elements up to which what is computed from constants is computed at export."""
 CONV_DEFAULTS: Mapping[str, object] = MappingProxyType(
     {"auto_pad": b"NOTSET", "group": 1, "dilations": 1, "strides": 1, "pads": 0}
 )
@@ -46,7 +48,10 @@ def export_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
             raise ExportError(f"ONNX export: {error}") from error
         if program is None:
             raise ExportError("ONNX export: the exporter returned no model")
-        model = onnxscript.optimizer.optimize(program.model_proto)
+        # What is computed from weights alone must become a constant: others are not quantized.
+        model = onnxscript.optimizer.optimize(
+            program.model_proto, input_size_limit=FOLDED, output_size_limit=FOLDED
+        )
         _shorten(model)
         onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))

@@ -21,6 +21,7 @@ from ..axes import Index, Selection, indices, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
 from ..space import Arch, Gene, Space, Value
+from .fields import check_counts, read_space
 from .layers import Layers
 from .vit_blocks import Head, SpatialReduction, Tokens, TransformerBlock, TransformerStage, Vit
 from .vit_plan import (
@@ -54,11 +55,11 @@ class Stage:
 
     def __post_init__(self) -> None:
         for field in ("embeds", "depths"):
-            _check_counts(f"stage: {field}", getattr(self, field))
+            check_counts(f"stage: {field}", getattr(self, field))
         for field in ("heads", "hiddens"):
-            _check_counts(f"stage: {field}", getattr(self, field), least=0)
-        _check_counts("stage: qkv", (self.qkv,))
-        _check_counts("stage: relative", (self.relative,), least=0)
+            check_counts(f"stage: {field}", getattr(self, field), least=0)
+        check_counts("stage: qkv", (self.qkv,))
+        check_counts("stage: relative", (self.relative,), least=0)
         _check_ratios(self.ratios)
         if bool(self.ratios) == bool(self.hiddens):
             raise UsageError(
@@ -101,8 +102,8 @@ class VitSpace(Space):
 
     def __post_init__(self) -> None:
         for field in ("in_channels", "resolution", "patch"):
-            _check_counts(f"space: {field}", (getattr(self, field),))
-        _check_counts("space: classes", (self.classes,), least=2)
+            check_counts(f"space: {field}", (getattr(self, field),))
+        check_counts("space: classes", (self.classes,), least=2)
         if not isinstance(self.stages, tuple) or not self.stages:
             raise UsageError(f"space: stages = {self.stages!r}; at least one stage expected")
         if not all(isinstance(stage, Stage) for stage in self.stages):
@@ -236,15 +237,7 @@ class VitSpace(Space):
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:
         """Read `to_dict`'s form; UsageError names an unknown or missing field."""
-        raw = dict(fields)
-        stages = raw.pop("stages", None)
-        if not isinstance(stages, list | tuple) or not all(isinstance(s, Mapping) for s in stages):
-            raise UsageError("space vit: stages must be a list of tables")
-        try:
-            made = tuple(Stage(**_tuples(stage)) for stage in stages)  # type: ignore[arg-type]
-            return cls(**raw, stages=made)  # type: ignore[arg-type]
-        except TypeError as error:  # a missing or an unknown field; values are checked in there
-            raise UsageError(f"space vit: {error}; fields: {list(cls.__match_args__)}") from None
+        return read_space(cls, fields, lists={"stages": Stage})
 
 
 def whole_heads(heads: Sequence[int], dim: int) -> Index:
@@ -252,17 +245,8 @@ def whole_heads(heads: Sequence[int], dim: int) -> Index:
     return indices([head * dim + at for head in heads for at in range(dim)])
 
 
-def _check_counts(where: str, values: object, least: int = 1) -> None:
-    if not isinstance(values, tuple) or any(type(v) is not int or v < least for v in values):
-        raise UsageError(f"{where} = {values!r}; whole numbers of at least {least} expected")
-
-
 def _check_ratios(values: object) -> None:
     if not isinstance(values, tuple) or any(
         type(v) not in (int, float) or not 0 <= v < math.inf for v in values
     ):
         raise UsageError(f"stage: ratios = {values!r}; numbers of at least 0 expected")
-
-
-def _tuples(fields: Mapping[str, object]) -> dict[str, object]:
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}

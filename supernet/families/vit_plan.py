@@ -62,7 +62,7 @@ def token_layers(in_channels: int, patch: int, embed: int, grid: int) -> list[La
     return [
         LayerPlan("tokens.patch", "conv", embed, in_channels, patch**2, pixels, patches, bias=True),
         LayerPlan("tokens.position", "table", embed, 0, 0, patches, tokens,
-                  other_params=tokens + embed),
+                  other_params=tokens + embed, stored=tokens + embed),
     ]  # fmt: skip
 
 
