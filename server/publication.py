@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,11 @@ from .figures import FileMeasured
 # A golden test must pass on another processor's arithmetic too.
 GOLDEN_MARGIN, GOLDEN_FLOOR = 2.0, 1e-4
 Figures = Mapping[FileKind, FileMeasured]
+
+
+Layout = Literal["NC", "NCT", "NCHW"]
+LAYOUTS: Mapping[int, Layout] = {1: "NC", 2: "NCT", 3: "NCHW"}
+"""By the dimensions of one example: a table's row, a sequence, an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class Manifests:
             model=f"{self._config.name}.{name}",
             version=1,
             device_class=name,
-            layout="NCHW",
+            layout=LAYOUTS[len(self._space.input_shape(arch))],
             normalization=self._profile.normalization,
             classes=self._profile.classes,
             space=plain(self._space.to_dict()),
