@@ -154,14 +154,14 @@ def _separate(
 def _candidates(
     space: Space, fits: Any, trained: Iterable[Assigned], key: tuple[object, ...]
 ) -> list[Assigned]:
-    """Within a budget: what was trained last, the ladder's rung, and maximal random subnets."""
+    """Within a budget: what was trained last, the ladder's rungs, and maximal random subnets."""
     rng = stream("candidates", *key)
-    rung = ladder(space)[rung_that_fits(space, fits)]
+    rungs = ladder(space)[: rung_that_fits(space, fits) + 1]
     drawn = [maximal_fit(space, fits, rng) for _ in range(RANDOM_CANDIDATES)]
     own = [a for a in trained if fits(a.arch)]
     # Of those that were trained, the largest few: what the method itself would deploy.
     own.sort(key=lambda a: -cost(space, a.arch).macs)
-    plain_ones = [Assigned(arch) for arch in (rung, *drawn)]
+    plain_ones = [Assigned(arch) for arch in (*rungs, *drawn)]
     seen = {(a.arch, a.offset): a for a in (*own[:3], *plain_ones)}
     return list(seen.values())
 

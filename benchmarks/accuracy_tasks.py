@@ -15,6 +15,7 @@ from fedofa.supernet.cost import cost
 from fedofa.supernet.families.catalogue import preset
 from fedofa.supernet.families.resnet import ResNetSpace
 from fedofa.supernet.families.resnet_options import Stage, Stem
+from fedofa.supernet.families.tdnn_options import BlockOptions
 from fedofa.supernet.space import Space
 
 from .cifar import cifar10_test
@@ -70,11 +71,10 @@ FASHION = ResNetSpace(
     classes=10,
     in_channels=1,
     resolutions=(28,),
-    stem=Stem(widths=(4, 8), stride=2),
+    stem=Stem(widths=(4, 8, 24), stride=2),
     stages=(
-        Stage((4, 8, 12, 16), (1, 2), (0.5, 1), block="basic"),
-        Stage((8, 16, 24, 32), (1, 2), (0.5, 1), stride=2, block="basic"),
-        Stage((12, 24, 36, 48), (1, 2), (0.5, 1), stride=2, block="basic"),
+        Stage((8, 12, 20, 32), (1,), (0.5, 1), stride=2, block="basic"),
+        Stage((16, 24, 40, 64), (1, 2), (0.5, 1), stride=2, block="basic"),
     ),
     divisor=4,
 )
@@ -82,14 +82,22 @@ CIFAR = replace(
     FASHION,
     in_channels=3,
     resolutions=(32,),
+    stem=Stem(widths=(4, 8, 32), stride=2),
     stages=(
-        Stage((8, 12, 16), (1, 2), (0.5, 1), block="basic"),
-        Stage((8, 16, 24, 32), (1, 2), (0.5, 1), stride=2, block="basic"),
-        Stage((16, 32, 48, 64), (1, 2), (0.5, 1), stride=2, block="basic"),
+        Stage((12, 16, 28, 48), (1,), (0.5, 1), stride=2, block="basic"),
+        Stage((24, 36, 60, 96), (1, 2), (0.5, 1), stride=2, block="basic"),
     ),
 )
+HAR = replace(
+    preset("tdnn-har"),
+    stem_widths=(12, 20, 28, 48),
+    blocks=tuple(
+        BlockOptions(widths=(12, 20, 28, 48), dilation=dilation) for dilation in (1, 2, 3)
+    ),
+    aggregate_widths=(16, 28, 48, 96),
+)
 SHARED: Mapping[str, Any] = MappingProxyType(
-    {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 32, "clip_norm": 5.0}
+    {"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 32, "clip_norm": 5.0}
 )
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
@@ -111,7 +119,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             function="fedofa.benchmarks.cifar:cifar10",
             clients=20,
             space=CIFAR,
-            budget_macs=3.0e12,
+            budget_macs=2.4e12,
             test=cifar10_test,
             seeds=2,
             arguments={"alpha": 0.3},
@@ -122,7 +130,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             folder="HAR",
             function="fedofa.client.sensor_data:har",
             clients=18,
-            space=preset("tdnn-har"),
+            space=HAR,
             budget_macs=4e11,
             test=har_test,
             seeds=3,

@@ -24,6 +24,7 @@ from fedofa.supernet.space import Arch, Space
 
 MANY = 2**50
 DRAWS = 64
+PLANS, LOOKED_AT = 6, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,30 +134,35 @@ def _profile(device: Device) -> DeviceProfile:
 
 
 def rounds_for(federation: Federation, budget_macs: float) -> int:
-    """How many rounds cost about this many training MACs, by assigning without training."""
+    """How many rounds cost about this many training MACs, by assigning without training.
+
+    Of a few numbers of rounds, each from what the one before would cost, the nearest is taken:
+    a method that changes as it goes on costs no fixed amount a round.
+    """
+    tried: dict[int, float] = {}
     rounds = 8
-    for _ in range(4):
-        total, training = 0.0, federation.training
-        recipe, looked = federation.config.recipe, min(rounds, 12)
-        for place in range(looked):
-            # Rounds spread over the whole run: some methods change as it goes on.
-            training.round = place * rounds // looked
-            training.config = federation.config.model_copy(
-                update={"round": federation.config.round.model_copy(update={"rounds": rounds})}
-            )
-            for member, assigned in training.assignments(federation.fleet).values():
-                steps = recipe.steps or recipe.epochs * max(
-                    1, member.profile.examples // recipe.batch_size
-                )
-                size = min(recipe.batch_size, member.profile.examples)
-                total += (
-                    steps
-                    * size
-                    * macs_per_example(training.space, assigned.recipe(recipe), assigned)
-                )
-        rounds = max(2, round(budget_macs / (total / looked)))
-    training.round, training.config = 0, federation.config
-    return rounds
+    while rounds not in tried and len(tried) < PLANS:
+        tried[rounds] = _planned_macs(federation, rounds)
+        rounds = max(2, round(rounds * budget_macs / tried[rounds]))
+    federation.training.round, federation.training.config = 0, federation.config
+    return min(tried, key=lambda rounds: abs(tried[rounds] - budget_macs))
+
+
+def _planned_macs(federation: Federation, rounds: int) -> float:
+    """What a run of so many rounds is expected to cost; of long runs evenly spread rounds count."""
+    total, training, recipe = 0.0, federation.training, federation.config.recipe
+    looked = min(rounds, LOOKED_AT)
+    training.config = federation.config.model_copy(
+        update={"round": federation.config.round.model_copy(update={"rounds": rounds})}
+    )
+    for place in range(looked):
+        training.round = (2 * place + 1) * rounds // (2 * looked)
+        for member, assigned in training.assignments(federation.fleet).values():
+            examples = member.profile.examples
+            steps = recipe.steps or recipe.epochs * max(1, examples // recipe.batch_size)
+            one = macs_per_example(training.space, assigned.recipe(recipe), assigned)
+            total += steps * min(recipe.batch_size, examples) * one
+    return total * rounds / looked
 
 
 def macs_per_example(space: Space, recipe: Recipe, assigned: Assigned) -> float:

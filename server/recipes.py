@@ -20,7 +20,11 @@ SANDWICH = {"students": "sandwich", "random_subnets": 2, "learn": "kl"}
 
 RECIPES: Mapping[str, Fields] = MappingProxyType(
     {
-        "fedofa": {},
+        "fedofa": {
+            "sampler": {"kind": "growing"},
+            "recipe": {**PLAIN, "logit_adjustment": 1.0},
+            "server": {"optimizer": "momentum", "momentum": 0.8},
+        },
         "fedavg": {"sampler": {"kind": "single"}, "recipe": PLAIN},
         "heterofl": {"sampler": {"kind": "tiers"}, "recipe": PLAIN},
         "fjord": {

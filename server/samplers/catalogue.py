@@ -13,6 +13,7 @@ from .assigned import Sampler
 from .budget_bins import BudgetBins
 from .cover import Cover
 from .delayed import Delayed
+from .growing import Growing
 from .importance import Importance
 from .maxnet import MaxNet
 from .nested import Nested
@@ -25,8 +26,8 @@ from .tiers import Tiers
 from .uniform import Uniform
 
 Kind = Literal[
-    "cover", "uniform", "budget_bins", "sandwich", "spread_sandwich", "importance", "ramp",
-    "preselect", "tiers", "nested", "rolling", "maxnet", "delayed", "single",
+    "growing", "cover", "uniform", "budget_bins", "sandwich", "spread_sandwich", "importance",
+    "ramp", "preselect", "tiers", "nested", "rolling", "maxnet", "delayed", "single",
 ]  # fmt: skip
 
 NEEDS_WIDTHS = ("tiers", "nested", "rolling")
@@ -36,9 +37,10 @@ class SamplerConfig(BaseModel):
     """Which subnets the clients train: the method, and the settings of those that have some.
 
     `coverage_floor`: no weight waits longer than so many rounds while some client could train it;
-    None leaves it to the method. `candidates` (cover, preselect): subnets looked at for a client or
-    a budget. `bins` and `bin_floor`: budget_bins. `warm` (a share of the rounds) and `ramp_rounds`:
-    delayed. `share`: maxnet. `stride`: rolling. `arch`: single.
+    None leaves it to the method. `elastic` (growing): the share of random subnets. `candidates`
+    (cover, preselect): subnets looked at for a client or a budget. `bins` and `bin_floor`:
+    budget_bins. `warm` (a share of the rounds) and `ramp_rounds`: delayed. `share`: maxnet.
+    `stride`: rolling. `arch`: single.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -46,6 +48,7 @@ class SamplerConfig(BaseModel):
     kind: Kind = "cover"
     coverage_floor: int | None = Field(None, ge=1)
     candidates: int = Field(4, ge=1)
+    elastic: float = Field(0.25, ge=0, le=1)
     bins: int = Field(5, ge=1, le=20)
     bin_floor: float = Field(0.05, ge=0, le=0.05)
     warm: float = Field(0.25, ge=0, le=1)
@@ -76,6 +79,7 @@ Ages = Mapping[str, Tensor]
 
 SAMPLERS: Mapping[str, Callable[[SamplerConfig, Ages], Sampler]] = MappingProxyType(
     {
+        "growing": lambda config, _ages: Growing(config.elastic),
         "cover": lambda config, ages: Cover(config.candidates, ages),
         "uniform": lambda _config, _ages: Uniform(),
         "budget_bins": lambda config, _ages: BudgetBins(config.bins, config.bin_floor),
