@@ -13,27 +13,46 @@ from torch import Tensor
 
 from ..supernet.axes import Weights
 
+ROUNDS_A_MEMORY, MOST_MOMENTUM = 10, 0.8
 Trained = Mapping[str, Tensor | bool]
 
 
 class ServerOptimizerConfig(BaseModel):
-    """`none` takes the mean; `momentum` is FedAvgM; `adam` is FedAdam with adaptivity `tau`."""
+    """`none` takes the mean; `momentum` is FedAvgM; `adam` is FedAdam with adaptivity `tau`.
+
+    `momentum` = None suits it to the run: see `momentum_of`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     optimizer: Literal["none", "momentum", "adam"] = "none"
     lr: float = Field(1.0, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float | None = Field(None, ge=0, lt=1)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     tau: float = Field(1e-3, gt=0)
 
+    def momentum_of(self, rounds: int) -> float:
+        """The momentum of a run of so many rounds.
+
+        Where none is given, what it remembers, 1 / (1 - momentum) rounds, is a tenth of the run and
+        at most five rounds: in a run of ten rounds a longer memory overshoots.
+        """
+        if self.momentum is not None:
+            return self.momentum
+        return min(max(1 - ROUNDS_A_MEMORY / rounds, 0.0), MOST_MOMENTUM)
+
 
 class ServerOptimizer:
-    """Steps from the previous weights to the next; `state` is what a checkpoint must keep."""
+    """Steps from the previous weights to the next; `state` is what a checkpoint must keep.
 
-    def __init__(self, config: ServerOptimizerConfig, state: Weights | None = None) -> None:
-        self._config = config
+    `rounds` is the length of the whole run.
+    """
+
+    def __init__(
+        self, config: ServerOptimizerConfig, rounds: int, state: Weights | None = None
+    ) -> None:
+        self._config, self._momentum = config, config.momentum_of(rounds)
         self.state: Weights = state or {}
 
     def step(
@@ -52,7 +71,7 @@ class ServerOptimizer:
     def _next(self, name: str, old: Tensor, mean: Tensor, mask: Tensor | bool) -> Tensor:
         delta, config = mean - old, self._config
         if config.optimizer == "momentum":
-            move = self._decayed("m", name, delta, mask, config.momentum, 1.0)
+            move = self._decayed("m", name, delta, mask, self._momentum, 1.0)
         else:
             first = self._decayed("m", name, delta, mask, config.beta1, 1 - config.beta1)
             squares = delta.square()

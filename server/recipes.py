@@ -23,7 +23,7 @@ RECIPES: Mapping[str, Fields] = MappingProxyType(
         "fedofa": {
             "sampler": {"kind": "growing"},
             "recipe": {**PLAIN, "logit_adjustment": 1.0},
-            "server": {"optimizer": "momentum", "momentum": 0.8},
+            "server": {"optimizer": "momentum"},
         },
         "fedavg": {"sampler": {"kind": "single"}, "recipe": PLAIN},
         "heterofl": {"sampler": {"kind": "tiers"}, "recipe": PLAIN},

@@ -26,7 +26,7 @@ from .samplers.assigned import Assigned, Client, Outcome, Round
 from .validation import Expected, checked
 
 FINGERPRINT = ("seed", "recipe", "sampler", "server", "classes")
-UNTIL_THE_END = ("ramp", "maxnet", "delayed", "importance")
+UNTIL_THE_END = ("growing", "ramp", "maxnet", "delayed", "importance")
 """Sampling methods whose draws depend on how many rounds there will be."""
 Assignments = dict[int, tuple[Member, Assigned]]
 
@@ -70,7 +70,7 @@ class Training:
         self.config, self.space, self.store, self.log = config, space, store, log
         self.round = 0
         self.weights = initial(space, config.seed)
-        self.optimizer = ServerOptimizer(config.server)
+        self.optimizer = ServerOptimizer(config.server, config.round.rounds)
         self.coverage = Coverage(layout(space))
         self.memory: Mapping[str, Any] = {}
 
@@ -87,7 +87,9 @@ class Training:
                 "start a new run or restore the configuration"
             )
         self.round, self.weights = found.round, found.weights
-        self.optimizer = ServerOptimizer(self.config.server, found.optimizer)
+        self.optimizer = ServerOptimizer(
+            self.config.server, self.config.round.rounds, found.optimizer
+        )
         self.coverage = Coverage(layout(self.space), found.ages)
         memory = found.notes.get("sampler", {})
         self.memory = memory if isinstance(memory, dict) else {}
@@ -100,7 +102,12 @@ class Training:
         parts = {key: dump[key] for key in FINGERPRINT}
         names = ["max_update_ratio", "max_weight_share"]
         # Where the end is part of what decides the weights, it is part of the fingerprint.
-        if self.config.recipe.lr_schedule == "cosine" or self.config.sampler.kind in UNTIL_THE_END:
+        server = self.config.server
+        if (
+            self.config.recipe.lr_schedule == "cosine"
+            or self.config.sampler.kind in UNTIL_THE_END
+            or (server.optimizer == "momentum" and server.momentum is None)
+        ):
             names.append("rounds")
         rounds = {name: dump["round"][name] for name in names}
         return {**parts, "round": rounds, "space": plain(self.space.to_dict())}

@@ -276,7 +276,7 @@ class Reference:
             if self.c.optimizer == "none":
                 self.w[i] = mean[i]
             elif self.c.optimizer == "momentum":
-                self.m[i] = self.c.momentum * self.m[i] + delta
+                self.m[i] = 0.9 * self.m[i] + delta
                 self.w[i] += self.c.lr * self.m[i]
             else:
                 self.m[i] = self.c.beta1 * self.m[i] + (1 - self.c.beta1) * delta
@@ -288,7 +288,7 @@ class Reference:
 @given(seed=st.integers(0, 999))
 @settings(max_examples=15)
 def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int) -> None:
-    config = ServerOptimizerConfig(optimizer=kind, lr=0.7, tau=0.01)
+    config = ServerOptimizerConfig(optimizer=kind, lr=0.7, tau=0.01, momentum=0.9)
     rng = np.random.default_rng(seed)
     weights = {"w": torch.from_numpy(rng.normal(size=(3, 4)).astype(np.float32))}
     reference, state = Reference(config, weights["w"].numpy()), Weights()
@@ -299,7 +299,7 @@ def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int) -> N
         full = np.broadcast_to(np.asarray(mask), (3, 4))
         merged_weights = {"w": torch.where(torch.from_numpy(full.copy()), mean, weights["w"])}
         # A new optimizer each round, as after a resume: the state is all that it needs.
-        optimizer = ServerOptimizer(config, state)
+        optimizer = ServerOptimizer(config, 4, state)
         before, old_state = weights["w"].numpy().copy(), {k: v.clone() for k, v in state.items()}
         weights = optimizer.step(weights, merged_weights, {"w": mask})
         state = optimizer.state
@@ -311,7 +311,18 @@ def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int) -> N
 
 
 def test_the_plain_mean_needs_no_state() -> None:
-    optimizer = ServerOptimizer(ServerOptimizerConfig())
+    optimizer = ServerOptimizer(ServerOptimizerConfig(), 4)
     mean = {"w": torch.ones(2)}
     assert optimizer.step({"w": torch.zeros(2)}, mean, {"w": True})["w"].tolist() == [1, 1]
     assert optimizer.state == {}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"), [(1, 0), (10, 0), (20, 0.5), (40, 0.75), (500, 0.8)]
+)
+def test_momentum_that_is_not_given_remembers_a_tenth_of_the_run(
+    rounds: int, expected: float
+) -> None:
+    config = ServerOptimizerConfig(optimizer="momentum")
+    assert config.momentum_of(rounds) == pytest.approx(expected)
+    assert ServerOptimizerConfig(optimizer="momentum", momentum=0.9).momentum_of(rounds) == 0.9

@@ -361,3 +361,76 @@ def test_a_budget_below_every_subnet_is_a_usage_error(kind: str) -> None:
     clients = [Client("poor", DIGITS, Limits(Budget(macs=1), BATCH))]
     with pytest.raises(UsageError, match=r"budget: a client can train no subnet"):
         assigned(kind, this_round(clients, 2))
+
+
+def growing(clients: list[Client], rounds: int, elastic: float) -> list[dict[str, Arch]]:
+    return [
+        {
+            name: found.arch
+            for name, found in assigned(
+                "growing", this_round(clients, number, rounds), elastic=elastic
+            ).items()
+        }
+        for number in range(1, rounds + 1)
+    ]
+
+
+def test_growing_starts_with_the_weakest_clients_rung_and_ends_with_everybodys_own() -> None:
+    clients = fleet(SMALL, 0.1, 0.4, 1.0)
+    own = {name: found.arch for name, found in assigned("tiers", this_round(clients)).items()}
+    every = growing(clients, 60, elastic=0.0)
+    assert set(every[0].values()) == {own["client-0"]}
+    assert every[-1] == own
+    for before, after in pairwise(every):
+        for name in own:
+            assert SMALL.contains(after[name], before[name])
+            assert SMALL.contains(own[name], after[name])
+
+
+def test_growing_spends_the_same_at_every_level() -> None:
+    clients, spent = fleet(SMALL, 0.1, 0.4, 1.0), Counter[Arch]()
+    for chosen in growing(clients, 400, elastic=0.0):
+        spent[chosen["client-2"]] += sum(cost(SMALL, arch).macs for arch in chosen.values())
+    assert len(spent) == 3
+    assert max(spent.values()) < 1.1 * min(spent.values())
+
+
+def test_a_fleet_of_equals_trains_its_rung_from_the_first_round_to_the_last() -> None:
+    assert (
+        len({arch for chosen in growing(fleet(SMALL, 0.5), 9, 0.0) for arch in chosen.values()})
+        == 1
+    )
+
+
+@given(shares=shares, elastic=st.sampled_from([0.0, 0.25, 1.0]))
+@settings(max_examples=10)
+def test_growing_draws_its_share_of_maximal_subnets_of_no_more_macs(
+    shares: list[float], elastic: float
+) -> None:
+    clients, drawn, total = fleet(SMALL, *shares), 0, 0
+    plain, mixed = growing(clients, 20, 0.0), growing(clients, 20, elastic)
+    for rungs, chosen in zip(plain, mixed, strict=True):
+        for client in clients:
+            rung, mine = rungs[client.name], chosen[client.name]
+            most = cost(SMALL, rung).macs
+            assert cost(SMALL, mine).macs <= most
+            total, drawn = total + 1, drawn + (mine != rung)
+            if mine != rung:
+                for gene in mine:
+                    larger = SMALL.step(mine, gene, 1)
+                    assert (
+                        larger is None or cost(SMALL, larger).macs > most or not client.fits(larger)
+                    )
+    assert drawn <= elastic * total + 3 * total**0.5
+
+
+def test_growing_draws_as_many_random_subnets_as_it_is_told() -> None:
+    clients = fleet(SMALL, 0.5, 0.6, 1.0)
+    plain = growing(clients, 40, 0.0)
+
+    def drawn(elastic: float) -> int:
+        pairs = zip(plain, growing(clients, 40, elastic), strict=True)
+        return sum(rungs[name] != chosen[name] for rungs, chosen in pairs for name in chosen)
+
+    assert drawn(1.0) > 100  # of 120; a draw may be the rung itself
+    assert 10 < drawn(0.25) < 50
