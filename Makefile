@@ -22,9 +22,9 @@ bench: $(VENV)/.server  ## The benchmarks that the README's figures come from
 	$(BIN)/fedofa bench
 
 bench-accuracy: $(VENV)/.server  ## Recipes at equal cost on real data (FEDOFA_DATA); hours
-	$(BIN)/fedofa bench accuracy --data fashion
-	$(BIN)/fedofa bench accuracy --data cifar10
-	$(BIN)/fedofa bench accuracy --data har
+	$(BIN)/fedofa bench accuracy --pictures docs --data fashion
+	$(BIN)/fedofa bench accuracy --pictures docs --data cifar10
+	$(BIN)/fedofa bench accuracy --pictures docs --data har
 
 check: lint types contracts  ## All that needs no test
 

@@ -56,12 +56,19 @@ class Options:
             raise UsageError("--seeds and --jobs: at least 1")
 
 
-def command(data: str, seeds: int | None, recipes: Sequence[str], jobs: int, results: Path) -> None:
-    """Run the benchmark with what was not given filled in, and draw its picture beside the results."""
+def command(
+    data: str,
+    seeds: int | None,
+    recipes: Sequence[str],
+    jobs: int,
+    results: Path,
+    pictures: Path,
+) -> None:
+    """Run the benchmark with what was not given filled in, and draw its picture."""
     known = TASKS[data].seeds if data in TASKS else 1
     served = [name for name in RECIPES if data not in TASKS or serves(TASKS[data], name)]
     main(Options(data, known if seeds is None else seeds, recipes or served, jobs, results))
-    plot(results / f"accuracy-{data}.json", results / f"accuracy-{data}.png")
+    plot(results / f"accuracy-{data}.json", pictures / f"accuracy-{data}.png")
 
 
 def serves(task: Task, recipe: str) -> bool:
@@ -81,7 +88,7 @@ def main(options: Options) -> Record:
     kept = _read(path, task)
     wanted = [(r, s) for s in range(options.seeds) for r in options.recipes]
     missing = [key for key in wanted if key not in {(r["recipe"], r["seed"]) for r in kept}]
-    console = Console(stderr=True)
+    console, commit = Console(stderr=True), _commit()
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
@@ -90,7 +97,7 @@ def main(options: Options) -> Record:
             for recipe, seed in missing
         }
         for done in as_completed(waiting):
-            kept.append(as_record(done.result()))
+            kept.append({**as_record(done.result()), "commit": commit})
             _write(path, task, kept)
             recipe, seed = waiting[done]
             console.print(
@@ -170,7 +177,6 @@ def _write(path: Path, task: Task, runs: Sequence[Record]) -> None:
     content = {
         "task": _description(task),
         "machine": machine(),
-        "commit": _commit(),
         "command": " ".join(["fedofa", *sys.argv[1:]]),
         "runs": sorted(runs, key=lambda r: (r["recipe"], r["seed"])),
     }

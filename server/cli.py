@@ -198,6 +198,9 @@ def bench(
     results: Annotated[Path, typer.Option(help="accuracy: folder of results.")] = Path(
         "benchmarks/results"
     ),
+    pictures: Annotated[
+        Path | None, typer.Option(help="accuracy: folder of pictures; else beside the results.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure this machine (static subnets, views, merging), or recipes' accuracy at equal cost."""
@@ -206,7 +209,12 @@ def bench(
     # By name: benchmarks stand beside the layers, nothing may depend on them.
     if name == "accuracy":
         import_module("fedofa.benchmarks.accuracy").command(
-            data, seeds, [r.strip() for r in recipes.split(",") if r.strip()], jobs, results
+            data,
+            seeds,
+            [r.strip() for r in recipes.split(",") if r.strip()],
+            jobs,
+            results,
+            pictures or results,
         )
         return
     import_module("fedofa.benchmarks.run").main(name, as_json)

@@ -48,7 +48,7 @@ def demo_config(seed: int) -> RunConfig:
             "seed": seed,
             "space": {"preset": "digits"},
             "round": {
-                "rounds": 8,
+                "rounds": 12,
                 "min_clients": len(FLEET),
                 "min_replies": 3,
                 "deadline_s": 300.0,
@@ -65,7 +65,6 @@ def demo_config(seed: int) -> RunConfig:
                 "epochs": 4,
                 "batch_size": 32,
                 "clip_norm": 1.0,
-                "logit_adjustment": 1.0,
             },
             "classes": {
                 "gateway": {"macs": 1_000_000},

@@ -14,21 +14,17 @@ seed = 0
 preset = "digits"            # digits (8x8x1), small (28x28x1), small-32 (32x32x3), mobile (224)
 
 [round]
-rounds = 8
+rounds = 12
 min_clients = 6              # wait for so many devices before the first round
 min_replies = 3              # a round with fewer good updates is abandoned
 deadline_s = 120.0
 
 [recipe]                     # local training on each device
+name = "fedofa"              # or a peer's method, such as heterofl or bignas: see docs/recipes.md
 lr = 0.3
 epochs = 4
 batch_size = 32
 clip_norm = 1.0
-students = "sandwich"        # with in-place distillation; none: the assigned subnet alone
-logit_adjustment = 1.0       # corrects for a device's own label frequencies; 0 is off
-
-[server]
-optimizer = "none"           # none, momentum, adam
 
 # Device classes: upper bounds on the subnet that a device of the class trains and gets.
 [classes.gateway]
