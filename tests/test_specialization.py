@@ -11,6 +11,7 @@ import pytest
 from broken_converter import export_or_crash
 from fedofa.client.app import app as honest_app
 from fedofa.client.device import of_node
+from fedofa.protos.device import DataSource
 from fedofa.protos.manifest import Manifest
 from fedofa.server import specialization
 from fedofa.server.class_budgets import class_budgets
@@ -122,6 +123,51 @@ def test_a_folder_is_replaced_as_a_whole_and_a_failed_class_keeps_its_former_one
         "model.fp32.onnx",
         "model.int8.onnx",
     ]
+
+
+TABLE = {
+    "family": "mlp",
+    "classes": 3,
+    "features": 5,
+    "widths": [8, 16],
+    "hidden_widths": [8, 16],
+    "depths": [1, 2],
+}
+SEQUENCE = {
+    "family": "tdnn",
+    "classes": 3,
+    "in_channels": 3,
+    "steps": 16,
+    "stem_widths": [4, 8],
+    "blocks": [{"widths": [4, 8], "kernels": [1, 3]}],
+    "depths": [1],
+    "aggregate_widths": [8],
+    "divisor": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("space", "layout", "shape"), [(TABLE, "NC", (5,)), (SEQUENCE, "NCT", (3, 16))]
+)
+def test_what_is_no_image_is_published_with_its_layout(
+    space: dict[str, Any], layout: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    devices = small_fleet(tmp_path, ["any", "any"])
+    for place, device in enumerate(devices):
+        arguments = {"shape": ",".join(map(str, shape)), "classes": 3}
+        source = DataSource("synthetic:load", client=place, clients=2, arguments=arguments)
+        devices[place] = replace(device, source=source)
+    settings = {**SETTINGS, "classes": {"any": {}}, "export": {"max_accuracy_drop": 1.0}}
+    run = Run(tmp_path, small_config(space=space, **settings), grid_of(devices, honest_app))
+    run.start()
+    start(run)
+    assert not run.events("class_failed")
+    manifest = Manifest.from_json((tmp_path / "models/any/manifest.json").read_bytes())
+    assert manifest.layout == layout
+    assert manifest.golden.input_shape == (1, *shape)
+    assert {file.kind for file in manifest.files} == {
+        "tflite_fp32", "tflite_int8", "onnx_fp32", "onnx_int8",
+    }  # fmt: skip
 
 
 def test_no_process_is_left(done: Run) -> None:
