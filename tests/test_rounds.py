@@ -53,10 +53,10 @@ def test_a_runs_loss_falls_and_its_reports_say_what_happened(tmp_path: Path) -> 
     assert losses[-1] < 0.8 * losses[0]
     for event in rounds:
         assert (event["accepted"], event["refused"], event["missing"]) == (3, 0, 0)
-        assert event["coverage"] == 1.0  # dev-0 can hold the largest subnet
-        assert event["oldest"] == 0
         assert event["train_macs"] > 0
         assert event["bytes_sent"] == event["bytes_received"] > 0
+    assert rounds[-1]["coverage"] == 1.0  # dev-0 can hold the largest subnet
+    assert rounds[-1]["oldest"] == 0
     assert {event["device"] for event in run.events("device_joined")} == {"dev-0", "dev-1", "dev-2"}
     assert run.store.rounds() == [3, 4]
     found = run.store.latest()
@@ -158,7 +158,11 @@ def test_all_honest_updates_count_by_their_examples(tmp_path: Path) -> None:
 
 def test_every_round_assigns_anew(tmp_path: Path) -> None:
     clients = Clients()
-    config = small_config(round={"rounds": 4}, recipe={"steps": 1, "lr_schedule": "constant"})
+    config = small_config(
+        round={"rounds": 4},
+        recipe={"steps": 1, "lr_schedule": "constant"},
+        sampler={"kind": "cover"},
+    )
     run_of(tmp_path, config, clients).start()
     for device in ("dev-1", "dev-2"):
         archs = {tuple(clients.passed[number, device][0].arch.items()) for number in range(1, 5)}

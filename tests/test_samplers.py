@@ -381,6 +381,7 @@ def test_growing_starts_with_the_weakest_clients_rung_and_ends_with_everybodys_o
     every = growing(clients, 60, elastic=0.0)
     assert set(every[0].values()) == {own["client-0"]}
     assert every[-1] == own
+    assert growing(clients, 1, elastic=0.0) == [own]
     for before, after in pairwise(every):
         for name in own:
             assert SMALL.contains(after[name], before[name])
