@@ -15,6 +15,8 @@ def assign(config: SamplerConfig, this: Round, ages: Mapping[str, Tensor]) -> di
 
     UsageError where the method cannot serve the space, or a client can train no subnet.
     """
+    if not this.clients:
+        return {}
     chosen = sampler(config, ages).assign(this)
     if config.coverage_floor is None:
         return chosen

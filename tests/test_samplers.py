@@ -17,7 +17,7 @@ from fedofa.server.samplers.budget_bins import BudgetBins
 from fedofa.server.samplers.catalogue import SAMPLERS, SamplerConfig
 from fedofa.server.samplers.delayed import Delayed
 from fedofa.server.samplers.drawing import ladder
-from fedofa.server.samplers.floor import Place, smallest_with
+from fedofa.server.samplers.floor import Place, smallest_with, with_floor
 from fedofa.server.samplers.importance import Importance
 from fedofa.server.samplers.maxnet import MaxNet
 from fedofa.server.samplers.preselect import saliency, score
@@ -185,6 +185,34 @@ def test_the_sandwich_spread_over_clients_rotates() -> None:
         assert SMALL.largest() in kinds
         largest.update(name for name, a in chosen.items() if a.arch == SMALL.largest())
     assert set(largest.values()) == {2}
+
+
+@pytest.mark.parametrize("kind", ["spread_sandwich", "maxnet"])
+def test_only_those_who_can_hold_the_fleets_largest_subnet_play_the_largest(kind: str) -> None:
+    clients = fleet(SMALL, 0.1, 0.2, 0.5, 1.0)
+    for number in range(1, 9):
+        chosen = assigned(kind, this_round(clients, number))
+        assert chosen["client-3"].arch == SMALL.largest()
+        boosted = [name for name, found in chosen.items() if found.weight > 1]
+        assert boosted in ([], ["client-3"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_no_client_is_free_nothing_is_assigned(kind: str) -> None:
+    nobody = Round(SMALL, [], 1, 10, 0)
+    assert assigned(kind, nobody) == {}
+
+
+def test_a_client_that_the_floor_moves_counts_like_any_other() -> None:
+    clients = fleet(TINY, 1.0, 1.0, 0.2)
+    ages = {name: torch.full_like(age, 50) for name, age in Coverage(layout(TINY)).ages.items()}
+    this = this_round(clients, 1)
+    boosted = {name: replace(found, weight=9.0) for name, found in assigned("tiers", this).items()}
+    rolled = {name: replace(found, arch=TINY.smallest()) for name, found in boosted.items()}
+    moved = with_floor(this, rolled, ages, 5)
+    changed = [name for name in moved if moved[name] != rolled[name]]
+    assert changed
+    assert all(moved[name].weight == 1.0 for name in changed)
 
 
 def test_the_ramp_begins_with_the_largest_and_ends_with_random_subnets() -> None:

@@ -46,7 +46,9 @@ def with_floor(
         moved.add(client.name)
         arch = this.space.grow_while(least, client.fits, this.stream("floor", client.name))
         # The window of a rolling method lies elsewhere; here it starts at the first channel.
-        result[client.name] = replace(result[client.name], arch=arch, offset=0, students=())
+        result[client.name] = replace(
+            result[client.name], arch=arch, offset=0, students=(), weight=1.0
+        )
         _visit(this.space, result[client.name], waiting)
     return result
 
