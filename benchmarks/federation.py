@@ -173,7 +173,7 @@ def macs_per_example(space: Space, recipe: Recipe, assigned: Assigned) -> float:
         if recipe.students in ("smallest", "sandwich"):
             students += 3 * cost(space, space.smallest()).macs
         if recipe.students in ("random", "sandwich"):
-            looks = 0 if recipe.attentive == "off" else recipe.attentive_candidates
+            looks = recipe.looks()
             students += recipe.random_subnets * (3 + looks) * mean
         if recipe.students == "listed":
             students += 3 * len(assigned.students) * mean

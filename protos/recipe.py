@@ -144,7 +144,7 @@ class Recipe(BaseModel):
     def passes(self) -> int:
         """What one example costs a step at most, in forward passes of the assigned subnet.
 
-        Forward and backward count 3.
+        Forward and backward count 3. Attentive choices once an epoch are left out, see `looks`.
         """
         drawn = self.random_subnets if self.students in DRAWN else 0
         students = drawn + (self.students in ("smallest", "sandwich"))
@@ -154,5 +154,13 @@ class Recipe(BaseModel):
             drawn = students = 0
         if self.one_pass:
             students = min(students, 1)
-        looks = drawn * self.attentive_candidates if self.attentive != "off" else 0
-        return 3 * (self.train_assigned + students) + looks
+        return 3 * (self.train_assigned + students) + drawn * self.looks()
+
+    def looks(self) -> int:
+        """Forward passes a step of choosing one attentive student.
+
+        None where students are drawn once an epoch: then it is one batch of many.
+        """
+        if self.attentive == "off" or self.redraw == "epoch":
+            return 0
+        return self.attentive_candidates

@@ -39,6 +39,8 @@ def test_what_a_step_costs_at_most_follows_from_the_recipe() -> None:
     assert Recipe(students="none").passes() == 3
     assert Recipe(student_weight=0.0).passes() == 3
     assert Recipe(students="random", train_assigned=False, learn="labels").passes() == 3
-    assert Recipe(random_subnets=2, attentive="best", attentive_candidates=4).passes() == 12 + 8
+    looking = Recipe(random_subnets=2, attentive="best", attentive_candidates=4, redraw="step")
+    assert looking.passes() == 12 + 8
+    assert looking.model_copy(update={"redraw": "epoch"}).passes() == 12
     assert Recipe(random_subnets=3, one_pass=True).passes() == 6
     assert Recipe(students="listed", listed=({"a": 1}, {"a": 2})).passes() == 9
