@@ -11,8 +11,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -91,7 +92,7 @@ def main(options: Options) -> Record:
     console, commit = Console(stderr=True), _commit()
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+    with ended_when_stopped(ProcessPoolExecutor(options.jobs, mp_context=context)) as pool:
         waiting = {
             pool.submit(run, options.task, recipe, seed, {}, test=True): (recipe, seed)
             for recipe, seed in missing
@@ -109,6 +110,20 @@ def main(options: Options) -> Record:
     summary = summarized(chosen)
     Console().print(table(summary, f"{task.name}: accuracy of the best subnet in each budget"))
     return {"summary": summary, "runs": chosen}
+
+
+@contextmanager
+def ended_when_stopped(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
+    """The pool; when the block is left by an error or a signal, what waits and what runs is ended."""
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise
+    finally:
+        pool.shutdown()
 
 
 def summarized(runs: Sequence[Record]) -> list[Record]:

@@ -43,10 +43,8 @@ class LocalTask:
 def train(task: LocalTask, values: dict[str, Tensor], x: Floats, y: Labels) -> Trained:
     """Train `values`, the assigned subnet's tensors, in place on (x, y).
 
-    What a step trains and minimizes is the recipe's; by default the assigned subnet on labels, and
-    the smallest and a random one inside it on its predictions (sandwich rule and in-place
-    distillation, Yu & Huang 2019, BigNAS, Yu et al. 2020, on the largest subnet that the device can
-    afford). UsageError where the recipe cannot train this space or subnet.
+    What a step trains and minimizes is the recipe's. UsageError where it cannot train this space or
+    subnet.
     """
     keep_freed_memory()
     recipe, losses = task.recipe, []

@@ -124,7 +124,7 @@ class RunConfig(_Section):
     def check(self) -> None:
         """UsageError when a class's budget fits no subnet, or the method cannot serve the space."""
         space = self.build_space()
-        self.sampler.check(space)
+        self.sampler.check(space, self.recipe)
         for name, bounds in self.classes.items():
             require_fit(space, bounds.budget(), self.recipe.batch_size, f"classes.{name}")
             size_bytes = largest_int8_bytes(self.export.formats, space.layers(space.smallest()))

@@ -5,14 +5,15 @@ weights and optimizer state elsewhere stay as they are.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ..supernet.axes import Weights
 
+RATES = {"none": 1.0, "momentum": 1.0, "adam": 0.03}
 ROUNDS_A_MEMORY, MOST_MOMENTUM = 10, 0.8
 Trained = Mapping[str, Tensor | bool]
 
@@ -20,17 +21,32 @@ Trained = Mapping[str, Tensor | bool]
 class ServerOptimizerConfig(BaseModel):
     """`none` takes the mean; `momentum` is FedAvgM; `adam` is FedAdam with adaptivity `tau`.
 
-    `momentum` = None suits it to the run: see `momentum_of`.
+    What is None is chosen: `momentum` to suit the run, see `momentum_of`; `lr` is 0.03 with adam,
+    whose first step is else a hundred times what devices moved, and 1 with momentum.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     optimizer: Literal["none", "momentum", "adam"] = "none"
-    lr: float = Field(1.0, gt=0)
+    lr: float | None = Field(None, gt=0)
     momentum: float | None = Field(None, ge=0, lt=1)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     tau: float = Field(1e-3, gt=0)
+
+    @model_validator(mode="after")
+    def _uses_its_rate(self) -> Self:
+        if self.optimizer == "none" and self.lr is not None:
+            raise ValueError(
+                f"server.lr = {self.lr} is not used with optimizer = none, which takes the mean; "
+                "allowed with momentum, adam"
+            )
+        return self
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.lr if self.lr is not None else RATES[self.optimizer]
 
     def momentum_of(self, rounds: int) -> float:
         """The momentum of a run of so many rounds.
@@ -77,7 +93,7 @@ class ServerOptimizer:
             squares = delta.square()
             second = self._decayed("v", name, squares, mask, config.beta2, 1 - config.beta2)
             move = first / (second.sqrt() + config.tau)
-        new = old + config.lr * move
+        new = old + config.rate * move
         return new if mask is True else torch.where(torch.as_tensor(mask), new, old)
 
     def _decayed(

@@ -115,23 +115,26 @@ class Training:
     def assignments(self, fleet: Fleet, busy: frozenset[int] = frozenset()) -> Assignments:
         """Node → (member, subnet) for the coming round, leaving out nodes that are busy."""
         free = [m for m in fleet.members.values() if m.node not in busy]
-        this = self._this_round(free)
+        this = self._this_round(free, [m for m in fleet.members.values() if m.node in busy])
         chosen = assign(self.config.sampler, this, self.coverage.ages)
         return {m.node: (m, chosen[m.name]) for m in free if m.name in chosen}
 
-    def _this_round(self, members: Iterable[Member]) -> Round:
-        clients = [
-            Client(member.name, self.space, member.limits, member.profile.examples)
-            for member in sorted(members, key=lambda member: member.name)
-        ]
+    def _this_round(self, members: Iterable[Member], busy: Iterable[Member] = ()) -> Round:
         return Round(
             self.space,
-            clients,
+            self._clients(members),
             self.round + 1,
             self.config.round.rounds,
             self.config.seed,
             self.memory,
+            self._clients(busy),
         )
+
+    def _clients(self, members: Iterable[Member]) -> list[Client]:
+        return [
+            Client(member.name, self.space, member.limits, member.profile.examples)
+            for member in sorted(members, key=lambda member: member.name)
+        ]
 
     def requests(self, assignments: Assignments) -> Iterator[Request]:
         """One message at a time: only the selected values, and what they are."""
@@ -234,7 +237,9 @@ class Training:
             )
             return
         fold.add(split(flat, shapes_of(where)), where, weight * assigned.weight)
-        change = float(np.sqrt(np.mean(np.square(flat - expected.sent))))
+        # Rates fall and devices take unequal numbers of steps: neither says what is under-trained.
+        moved = self.learning_rate() * max(answer.body.steps, 1)
+        change = float(np.sqrt(np.mean(np.square(flat - expected.sent)))) / moved
         tally.outcomes.append(Outcome(assigned, answer.body.loss, change))
         tally.accepted += 1
         tally.loss += answer.body.loss * answer.body.examples

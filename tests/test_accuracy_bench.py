@@ -1,10 +1,13 @@
 """The accuracy benchmark: the federation it trains is the product's, and its table is arithmetic."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import psutil
 import pytest
 from fedofa.benchmarks import accuracy, accuracy_run
 from fedofa.benchmarks.accuracy import hypervolume, standard_error, summarized
@@ -134,3 +137,23 @@ def test_unknown_names_are_listed(tmp_path: Path) -> None:
 def test_a_record_holds_every_column() -> None:
     row = accuracy_run.Row("x", 0, (0.5, 0.7), (0.5,), (1,), (1,), ({},), 1, 1, 1, (1,), 1.0)
     assert as_record(row)["mean"] == pytest.approx(0.6)
+
+
+def test_a_stopped_benchmark_leaves_no_process() -> None:
+    code = (
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from fedofa.benchmarks.accuracy import ended_when_stopped\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    with ended_when_stopped(ProcessPoolExecutor(1, mp_context=context)) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        pool.submit(time.sleep, 600)\n"
+        "        pool.submit(time.sleep, 600)\n"
+        "        raise SystemExit(143)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 143, done.stderr
+    assert not psutil.pid_exists(int(done.stdout))

@@ -277,18 +277,20 @@ class Reference:
                 self.w[i] = mean[i]
             elif self.c.optimizer == "momentum":
                 self.m[i] = 0.9 * self.m[i] + delta
-                self.w[i] += self.c.lr * self.m[i]
+                self.w[i] += self.c.rate * self.m[i]
             else:
                 self.m[i] = self.c.beta1 * self.m[i] + (1 - self.c.beta1) * delta
                 self.v[i] = self.c.beta2 * self.v[i] + (1 - self.c.beta2) * delta**2
-                self.w[i] += self.c.lr * self.m[i] / (math.sqrt(self.v[i]) + self.c.tau)
+                self.w[i] += self.c.rate * self.m[i] / (math.sqrt(self.v[i]) + self.c.tau)
 
 
 @pytest.mark.parametrize("kind", ["none", "momentum", "adam"])
 @given(seed=st.integers(0, 999))
 @settings(max_examples=15)
 def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int) -> None:
-    config = ServerOptimizerConfig(optimizer=kind, lr=0.7, tau=0.01, momentum=0.9)
+    config = ServerOptimizerConfig(
+        optimizer=kind, lr=None if kind == "none" else 0.7, tau=0.01, momentum=0.9
+    )
     rng = np.random.default_rng(seed)
     weights = {"w": torch.from_numpy(rng.normal(size=(3, 4)).astype(np.float32))}
     reference, state = Reference(config, weights["w"].numpy()), Weights()

@@ -59,6 +59,23 @@ def test_every_recipe_trains_a_fleet(name: str, tmp_path: Path) -> None:
             "cannot roll its channels",
         ),
         ({"sampler": {"kind": "single", "arch": {"depth": 3}}}, "architecture: .* missing"),
+        (
+            {"sampler": {"kind": "delayed"}},
+            "'delayed' has devices train students, .* 'none'; allowed: smallest, random, sandwich",
+        ),
+        (
+            {"sampler": {"kind": "nested"}, "recipe": {"students": "smallest"}},
+            "'nested' has devices train students, .* 'smallest'; allowed: random, sandwich, listed",
+        ),
+        (
+            {"recipe": {"name": "fjord"}, "sampler": {"kind": "delayed"}},
+            "begins with the assigned subnet alone, .* set it to true",
+        ),
+        (
+            {"sampler": {"kind": "single", "coverage_floor": 3}},
+            "coverage_floor = 3: .* one network on purpose",
+        ),
+        ({"sampler": {"kind": "tiers", "arch": {}}}, "'single' only, not 'tiers'"),
         ({"sampler": {"kinds": "tiers"}}, r"unknown key 'kinds' in \[sampler\]"),
         ({"sampler": {"coverage_floor": 0}}, "sampler.coverage_floor = 0"),
     ],

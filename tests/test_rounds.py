@@ -188,9 +188,7 @@ def killed_in_round(number: int, device: str) -> Any:
 def test_a_run_that_was_interrupted_ends_with_the_bits_of_an_unbroken_one(
     tmp_path: Path, number: int, device: str, optimizer: str
 ) -> None:
-    config = small_config(
-        round={"rounds": 3}, recipe={"steps": 2}, server={"optimizer": optimizer, "lr": 0.1}
-    )
+    config = small_config(round={"rounds": 3}, recipe={"steps": 2}, server={"optimizer": optimizer})
     whole = run_of(tmp_path / "whole", config).start()
     broken = run_of(tmp_path / "broken", config, killed_in_round(number, device))
     with pytest.raises(Killed):

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fedofa.client.batches import Batch, Step
+from fedofa.client.students import Students
+from fedofa.protos.recipe import Recipe
 from fedofa.server.assignment import assign
 from fedofa.server.coverage import Coverage
 from fedofa.server.limits import Limits
@@ -85,7 +88,7 @@ def test_every_method_keeps_to_every_clients_budget(
         mine = chosen[client.name]
         assert client.fits(mine.arch)
         assert mine.weight > 0
-        assert all(DIGITS.contains(mine.arch, student) for student in mine.students)
+        assert all(DIGITS.contains(mine.arch, student) for student in mine.students or ())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -305,6 +308,23 @@ def test_importance_follows_the_size_of_updates() -> None:
     gene = next(g for g in TINY.genes if g.name == "stem.width")
     low, high = sampler.probabilities(gene, memory["scores"], 1.0)
     assert high > 3 * low
+
+
+def test_only_preselected_targets_are_trained() -> None:
+    clients = fleet(SMALL, 0.1, 0.3, 0.6, 1.0)
+    common = Recipe(students="random", learn="kl")
+    found = assigned("preselect", this_round(clients), candidates=4)
+    targets = {mine.arch for mine in found.values()}
+    batch = Batch(torch.zeros(2, *SMALL.input_shape(SMALL.largest())), torch.zeros(2))
+    lacking = 0
+    for mine in found.values():
+        recipe = mine.recipe(common)
+        students = Students(SMALL, mine.arch, recipe, (0, 1, "d"))
+        steps = [Step(epoch, epoch, batch) for epoch in range(20)]
+        drawn = {arch for step in steps for arch in students.of(step, lambda _arch: 0.0)}
+        assert drawn <= targets
+        lacking += not mine.students
+    assert lacking  # the weakest has no smaller target; it draws none at all
 
 
 def test_preselected_targets_are_the_best_of_their_budget_and_stay() -> None:

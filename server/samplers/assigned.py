@@ -36,20 +36,21 @@ class Assigned:
     """What one client trains.
 
     `offset` rolls the window of channels that the subnet takes (0: the first ones). `students` are
-    subnets inside it for the recipe's list, which its students are drawn from; `student_weight`
-    scales the recipe's. `weight` multiplies the update's weight in
-    the merge.
+    subnets inside it for the recipe's list, which its students are drawn from: none at all where it
+    is empty, the recipe's own where it is None. `student_weight` scales the recipe's. `weight`
+    multiplies the update's weight in the merge.
     """
 
     arch: Arch
     offset: int = 0
-    students: tuple[Arch, ...] = ()
+    students: tuple[Arch, ...] | None = None
     student_weight: float = 1.0
     weight: float = 1.0
 
     def recipe(self, common: Recipe) -> Recipe:
         """The fleet's recipe for this client."""
-        change: dict[str, object] = {"student_weight": common.student_weight * self.student_weight}
+        scale = 0.0 if self.students == () else self.student_weight
+        change: dict[str, object] = {"student_weight": common.student_weight * scale}
         if self.students:
             change["listed"] = tuple(dict(arch) for arch in self.students)
         return common.model_copy(update=change)
@@ -66,7 +67,7 @@ class Outcome:
     """What came of one accepted update.
 
     `loss` is the device's mean training loss; `step_norm` the root mean square of the change of
-    its weights.
+    its weights, for one step at a learning rate of 1.
     """
 
     assigned: Assigned
@@ -79,6 +80,7 @@ class Round:
     """One round to assign: the clients in order of name, and where training stands.
 
     `number` counts from 1. `memory` is what the sampler's `observe` returned last, JSON values.
+    `busy` are the fleet's other clients, who get nothing this round.
     """
 
     space: Space
@@ -87,6 +89,12 @@ class Round:
     rounds: int
     seed: int
     memory: Mapping[str, Any] = field(default_factory=dict)
+    busy: Sequence[Client] = ()
+
+    @property
+    def fleet(self) -> Sequence[Client]:
+        """All clients, so that what is decided for all does not hang on who is free."""
+        return [*self.clients, *self.busy]
 
     def stream(self, *key: object) -> random.Random:
         """A random stream of this round for, say, a client's name."""

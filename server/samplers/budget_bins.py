@@ -1,11 +1,13 @@
 """Sampling uniform over cost (ShiftNAS, Zhang et al. 2023), shifted to what still learns.
 
 Uniform draws of genes crowd where most architectures are. Here a bin of MACs is drawn first, of
-`bins` equal ones between the smallest subnet and the client's largest, then an architecture within
-it. Bin k has probability floor + (1 - K·floor) · g_k / Σg, g_k being a running mean of the root
-mean square of the weights' change by updates from that bin (the gradient's size: what is still
-under-trained); all g equal before anything is known. Deviations: an exact rejection in place of the
-paper's LSTM generator; bins are shared by clients as shares of the largest subnet's MACs.
+`bins` equal ones between the space's smallest subnet and its largest, as far as the client's budget
+goes, then an architecture within it. Bin k has probability floor + (1 - K·floor) · g_k / Σg, g_k being a running mean of the root
+mean square of the weights' change by updates from that bin, for one step at a learning rate of 1
+(in place of the gradient's size: what is still under-trained); all g equal before anything is
+known. Deviations: rejection in place of the paper's LSTM generator (a bin that is hit in none of
+200 draws gets its largest subnet grown from the smallest); probabilities in proportion to g, where
+the paper learns them from gradients on validation data.
 """
 
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ...protos.recipe import Recipe
 from ...supernet.errors import UsageError
 from ...supernet.space import Space
 from .assigned import Sampler
@@ -31,6 +32,16 @@ Kind = Literal[
 ]  # fmt: skip
 
 NEEDS_WIDTHS = ("tiers", "nested", "rolling")
+DRAWS_STUDENTS = ("random", "sandwich", "listed")
+NEEDS_STUDENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "nested": DRAWS_STUDENTS,
+        "preselect": DRAWS_STUDENTS,
+        "sandwich": ("smallest", *DRAWS_STUDENTS),
+        "delayed": ("smallest", *DRAWS_STUDENTS),
+    }
+)
+"""Methods that say which students a device trains, and the recipe.students that train them."""
 
 
 class SamplerConfig(BaseModel):
@@ -57,8 +68,29 @@ class SamplerConfig(BaseModel):
     stride: int = Field(1, ge=1)
     arch: dict[str, int | float] | None = None
 
-    def check(self, space: Space) -> None:
-        """UsageError where the method cannot serve the space."""
+    def check(self, space: Space, recipe: Recipe) -> None:
+        """UsageError where the method cannot serve the space, or the recipe not the method."""
+        allowed = NEEDS_STUDENTS.get(self.kind)
+        if allowed and recipe.students not in allowed:
+            raise UsageError(
+                f"sampler.kind = {self.kind!r} has devices train students, and recipe.students = "
+                f"{recipe.students!r}; allowed: {', '.join(allowed)}. A named recipe sets both, "
+                "see docs/recipes.md"
+            )
+        if self.kind == "delayed" and not recipe.train_assigned:
+            raise UsageError(
+                "sampler.kind = 'delayed' begins with the assigned subnet alone, and "
+                "recipe.train_assigned = false leaves it out; set it to true"
+            )
+        if self.arch is not None and self.kind != "single":
+            raise UsageError(
+                f"sampler.arch is used with sampler.kind = 'single' only, not {self.kind!r}"
+            )
+        if self.kind == "single" and self.coverage_floor is not None:
+            raise UsageError(
+                f"sampler.coverage_floor = {self.coverage_floor}: sampler.kind = 'single' trains "
+                "one network on purpose; leave the floor out"
+            )
         if self.kind in NEEDS_WIDTHS and not any(
             gene.role == "width" and len(gene.options) > 1 for gene in space.genes
         ):

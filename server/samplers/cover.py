@@ -1,4 +1,4 @@
-"""Our own default: each client the largest it can afford, together covering what was left out."""
+"""Cover, our own: each client the largest it can afford, together covering what was left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -2,7 +2,8 @@
 
 Up to round T_w = `warm` · T a client trains the largest subnet that it can afford and no students.
 Then the smallest and random ones inside it are distilled from it, their weight rising linearly over
-`ramp` rounds to 1. Deviations: weak clients take part in the first phase with what they can afford,
+`ramp` rounds to 1. Deviations: `warm` is a quarter, where the paper's runs take 150 of 270 epochs;
+the ramp follows T_w, where the paper's ends at it; weak clients take part in the first phase with what they can afford,
 in place of idling; channels are not reordered by importance when shrinking starts; the paper scales
 the ramp by the learning rate.
 """

@@ -19,7 +19,7 @@ NOTHING_FITS = (
 
 
 def uniform_fit(space: Space, fits: Fits, rng: random.Random) -> Arch:
-    """A uniform draw among the architectures that fit, by rejection.
+    """A draw of uniform genes among the architectures that fit, by rejection.
 
     After 200 rejections (a budget that hardly any draw meets) random genes of a draw are shrunk
     until it fits: then no longer uniform. UsageError when even the smallest does not fit.

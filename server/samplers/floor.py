@@ -47,7 +47,7 @@ def with_floor(
         arch = this.space.grow_while(least, client.fits, this.stream("floor", client.name))
         # The window of a rolling method lies elsewhere; here it starts at the first channel.
         result[client.name] = replace(
-            result[client.name], arch=arch, offset=0, students=(), weight=1.0
+            result[client.name], arch=arch, offset=0, students=None, weight=1.0
         )
         _visit(this.space, result[client.name], waiting)
     return result
@@ -86,8 +86,7 @@ def _give_up(space: Space, least: Arch, waiting: Mapping[str, Tensor]) -> None:
 
 
 def _visit(space: Space, assigned: Assigned, waiting: Mapping[str, Tensor]) -> None:
-    where = assigned.regions(space) if assigned.offset else regions(space, assigned.arch)
-    for name, region in where.items():
+    for name, region in assigned.regions(space).items():
         put(waiting[name], region, 0)
 
 

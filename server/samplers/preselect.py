@@ -22,7 +22,7 @@ from ...supernet.space import Arch, Space
 from ...supernet.subnet import static
 from ...supernet.weights import initial
 from ..limits import Limits
-from .assigned import Assigned, Client, Forgetful, Round
+from .assigned import Assigned, Forgetful, Round
 from .drawing import maximal_fit
 
 IMAGES = 64
@@ -46,12 +46,10 @@ class Preselect(Forgetful):
 
     def targets(self, this: Round) -> dict[str, Arch]:
         """Client → target; clients of equal budgets share one. The same in every round."""
-        best = {c.limits: c for c in this.clients}
-        found = {limits: self._best(this, client) for limits, client in best.items()}
-        return {client.name: found[client.limits] for client in this.clients}
-
-    def _best(self, this: Round, client: Client) -> Arch:
-        return target(this.space, client.limits, this.seed, self.candidates)
+        return {
+            client.name: target(this.space, client.limits, this.seed, self.candidates)
+            for client in this.clients
+        }
 
 
 @lru_cache(maxsize=256)

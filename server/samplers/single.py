@@ -1,7 +1,7 @@
 """One subnet for everybody (FedAvg, McMahan et al. 2017): no supernet, one ordinary network.
 
 Clients that cannot hold it are left out. Without an architecture it is the largest subnet of the
-weakest client, which all can train.
+fleet's weakest client.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Single(Forgetful):
             arch = this.space.arch(self.arch)
         else:
             arch = min(
-                (client.largest(this.seed) for client in this.clients),
+                (client.largest(this.seed) for client in this.fleet),
                 key=lambda found: cost(this.space, found).macs,
             )
         able = [client for client in this.clients if client.fits(arch)]

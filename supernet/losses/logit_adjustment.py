@@ -1,4 +1,4 @@
-"""Logit adjustment for uneven labels (Menon et al. 2021; FedLC, Zhang et al. 2022).
+"""Logit adjustment for uneven labels (Menon et al. 2021; FedLC, Zhang et al. 2022, adds another margin).
 
 Training minimizes the cross-entropy of logits + τ·log π, with π the frequencies of the device's own
 labels: logits learn what tells classes apart and not how frequent they are on this device, and a
