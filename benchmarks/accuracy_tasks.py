@@ -12,10 +12,10 @@ from fedofa.client.datasets import mnist_test
 from fedofa.client.sensor_data import har_test
 from fedofa.protos.device import DataSource
 from fedofa.supernet.cost import cost
-from fedofa.supernet.families.catalogue import preset
 from fedofa.supernet.families.resnet import ResNetSpace
 from fedofa.supernet.families.resnet_options import Stage, Stem
 from fedofa.supernet.families.tdnn_options import BlockOptions
+from fedofa.supernet.families.tdnn_presets import HAR as TDNN_HAR
 from fedofa.supernet.space import Space
 
 from .cifar import cifar10_test
@@ -89,7 +89,7 @@ CIFAR = replace(
     ),
 )
 HAR = replace(
-    preset("tdnn-har"),
+    TDNN_HAR,
     stem_widths=(12, 20, 28, 48),
     blocks=tuple(
         BlockOptions(widths=(12, 20, 28, 48), dilation=dilation) for dilation in (1, 2, 3)

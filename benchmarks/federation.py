@@ -167,7 +167,8 @@ def _planned_macs(federation: Federation, rounds: int) -> float:
 
 def macs_per_example(space: Space, recipe: Recipe, assigned: Assigned) -> float:
     """Expected training MACs of one example in one step; forward and backward count 3."""
-    mean = _mean_student(space, assigned.arch, tuple(assigned.students))
+    listed = assigned.students or ()
+    mean = _mean_student(space, assigned.arch, listed)
     students = 0.0
     if recipe.student_weight > 0:
         if recipe.students in ("smallest", "sandwich"):
@@ -176,7 +177,7 @@ def macs_per_example(space: Space, recipe: Recipe, assigned: Assigned) -> float:
             looks = recipe.looks()
             students += recipe.random_subnets * (3 + looks) * mean
         if recipe.students == "listed":
-            students += 3 * len(assigned.students) * mean
+            students += 3 * len(listed) * mean
     return 3 * recipe.train_assigned * cost(space, assigned.arch).macs + students
 
 
