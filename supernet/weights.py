@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,12 +21,24 @@ Flat = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def initial(space: Space, seed: int) -> Weights:
-    """Fresh shared weights: He normal by fan-out for kernels, ones and zeros for norm layers.
+@runtime_checkable
+class Drawing(Protocol):
+    """A space that draws its shared weights itself."""
 
-    Linear layers are drawn from N(0, 0.01²) (He et al. 2015, Howard et al. 2019), and tensors whose
-    layer states a standard deviation (`axes.tag_std`) with that one.
+    def initial_values(self, seed: int) -> Mapping[str, Tensor]:
+        """Fresh values of the largest architecture's parameters; the same ones for the same seed."""
+
+
+def initial(space: Space, seed: int) -> Weights:
+    """Fresh shared weights: as the space draws them itself, if it does, or else as follows.
+
+    He normal by fan-out for kernels, ones and zeros for norm layers. Linear layers are drawn from
+    N(0, 0.01²) (He et al. 2015, Howard et al. 2019), and tensors whose layer states a standard
+    deviation (`axes.tag_std`) with that one.
     """
+    if isinstance(space, Drawing):
+        own = space.initial_values(seed)
+        return {name: own[name].detach().to(torch.float32).clone() for name in layout(space)}
     generator = torch.Generator().manual_seed(seed)
     values: Weights = {}
     with torch.device("meta"):

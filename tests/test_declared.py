@@ -22,6 +22,7 @@ from fedofa.supernet.errors import ExportError
 from fedofa.supernet.families.declared import DeclaredSpace
 from fedofa.supernet.subnet import batch_norms, extract
 from fedofa.supernet.torchvision_import import import_module
+from fedofa.supernet.weights import initial
 from fedofa.supernet.weights import load as load_weights
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ from invariants import (
     inputs,
     shared_weights,
 )
-from own_networks import Block
+from own_networks import Block, scaled
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -257,6 +258,27 @@ def test_norm_layers_are_folded_where_forward_calls_them_after_a_convolution() -
 def test_a_norm_layer_whose_convolution_others_read_too_is_named() -> None:
     with pytest.raises(ExportError, match=r"^bn: "):
         folded(Chained(shared=True))
+
+
+def test_an_own_module_starts_with_the_values_that_it_draws_itself() -> None:
+    space = declared("SCALED")
+    state = torch.get_rng_state()
+    values = initial(space, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(values["scale"], torch.full((8, 1, 1), 1e-6))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        module = scaled()
+    for name, value in module.named_parameters():
+        assert torch.equal(values[name], value), name
+    assert all(torch.equal(initial(space, 3)[name], value) for name, value in values.items())
+    assert not torch.equal(initial(space, 4)["out.weight"], values["out.weight"])
+
+
+def test_attention_starts_as_torch_draws_it() -> None:
+    values = initial(declared("ATTENTION"), 0)
+    assert values["attention.in_proj_weight"].std() > 0.05
+    assert not values["token"].any()
 
 
 def test_the_documented_example_does_what_it_says(
