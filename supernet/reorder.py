@@ -7,11 +7,12 @@ that bears the axis, leaves the network's function as it was.
 
 Not every axis may be sorted: heads are pieces of one axis, joined tensors keep their order, a kernel
 has a centre. So an axis is sorted only where a trial shows that its order does not matter: random
-weights, a random order, the same outputs. What a family states by `structure` is followed: features
+weights, the first two channels exchanged, all moved on by one, the same outputs. Every other order
+is made of those two. What a family states by `structure` is followed: features
 after flattening move with their channel, channels of a normalization group together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -119,19 +120,33 @@ def sortable(space: Space) -> tuple[str, ...]:
         after = _outputs(space, arch, permuted(space, weights, order), x)
         return float((after - before).abs().max()) <= SAME * float(before.abs().max())
 
-    drawn: dict[str, tuple[int, ...]] = {}
-    for axis, size in _full(space).items():
-        if axis not in kernels and _taken_by_prefix(space, axis):
-            unit = units.get(axis, 1)
-            groups = torch.randperm(size // unit, generator=generator).tolist()
-            drawn[axis] = _channels(groups, unit)
-    if same(drawn):
-        return tuple(drawn)
-    kept: dict[str, tuple[int, ...]] = {}
-    for axis, places in drawn.items():
-        if same({**kept, axis: places}):
-            kept[axis] = places
-    return tuple(kept)
+    moves = {
+        axis: _moves(size, units.get(axis, 1))
+        for axis, size in _full(space).items()
+        if axis not in kernels and _taken_by_prefix(space, axis)
+    }
+    if all(same(order) for order in _joint(moves)):
+        return tuple(moves)
+    return tuple(a for a, orders in moves.items() if all(same({a: order}) for order in orders))
+
+
+def _moves(size: int, unit: int) -> tuple[tuple[int, ...], ...]:
+    """An axis with its first two units exchanged, and moved on by one: both generate every order."""
+    groups = list(range(size // unit))
+    return tuple(
+        _channels(to, unit) for to in (groups[1::-1] + groups[2:], groups[1:] + groups[:1])
+    )
+
+
+def _joint(moves: Mapping[str, tuple[tuple[int, ...], ...]]) -> Iterator[Order]:
+    """Few trials for many axes: each axis is moved both ways, and of any two once only one is.
+
+    Two names of the same channels would pass if they were always moved alike.
+    """
+    numbered = dict(enumerate(moves, 1))
+    for bit in range(len(moves).bit_length()):
+        for way in (0, 1):
+            yield {a: moves[a][way] for number, a in numbered.items() if number >> bit & 1}
 
 
 def _full(space: Space) -> dict[str, int]:

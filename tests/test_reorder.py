@@ -9,6 +9,8 @@ import torch
 from declared_spaces import TRUSTED, declared
 from fedofa.supernet.axes import Selection, layout, prefix, tag
 from fedofa.supernet.cost import LayerPlan
+from fedofa.supernet.families.mlp import MlpSpace
+from fedofa.supernet.families.vit import Stage, VitSpace
 from fedofa.supernet.reorder import importance, permuted, reorder, sortable
 from fedofa.supernet.space import Arch, Gene, Space
 from fedofa.supernet.structure import Structure
@@ -23,6 +25,16 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDOFA_MODULES", TRUSTED)
 
 
+MLP = MlpSpace(
+    classes=3, features=5, widths=(2, 4), hidden_widths=(2, 4), depths=(1,), norm_group=2
+)
+VIT = VitSpace(
+    classes=3,
+    in_channels=1,
+    resolution=8,
+    patch=4,
+    stages=(Stage((4, 8), (1,), (1, 2), qkv=8, hiddens=(4, 8), relative=1),),
+)
 SPACES: Mapping[str, Callable[[], Space]] = {
     "digits": lambda: DIGITS,
     "small": lambda: SMALL,
@@ -158,6 +170,16 @@ def test_an_axis_whose_order_has_a_meaning_is_left_alone() -> None:
     found = reorder(space, weights)
     assert found.order == {}
     assert all(torch.equal(found.weights[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("space", [MLP, VIT], ids=lambda space: space.family)
+def test_groups_and_heads_keep_their_channels(space: Space) -> None:
+    """Of few groups a random order may keep all by chance."""
+    weights, x = shared_weights(space), inputs(space, space.largest(), 0)
+    found = reorder(space, weights)
+    before = extract(space, space.largest(), weights).eval()(x)
+    after = extract(space, space.largest(), found.weights).eval()(x)
+    assert torch.allclose(before, after, atol=1e-5)
 
 
 def test_an_axis_of_which_a_family_says_what_stays_together_is_sorted_by_that() -> None:
