@@ -105,7 +105,8 @@ def permuted(space: Space, values: Mapping[str, Tensor], order: Order) -> Weight
 @lru_cache(maxsize=64)
 def sortable(space: Space) -> tuple[str, ...]:
     """The axes whose order does not matter, found by trial; a property of the space alone."""
-    units, kernels = structure_of(space).units, kernel_axes(space)
+    structure = structure_of(space)
+    units, still = structure.units, kernel_axes(space) | structure.ordered
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: value + 0.1 * torch.randn(value.shape, generator=generator)
@@ -123,7 +124,7 @@ def sortable(space: Space) -> tuple[str, ...]:
     moves = {
         axis: _moves(size, units.get(axis, 1))
         for axis, size in _full(space).items()
-        if axis not in kernels and _taken_by_prefix(space, axis)
+        if axis not in still and _taken_by_prefix(space, axis)
     }
     if all(same(order) for order in _joint(moves)):
         return tuple(moves)

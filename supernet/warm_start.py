@@ -4,9 +4,10 @@ Weight selection (Xu et al. 2024, "Initializing Models with Larger Ones"): of ea
 network take evenly spaced elements, every k-th where the sizes divide, else round(linspace(0, D - 1,
 d)); the classifier's outputs are left out. Here the selection is made once per named axis, so that
 a layer's outputs are what its readers expect, through additions and concatenations too. Deviations:
-kernels give their centre; channels of group normalization are taken in whole groups; from a source
-that is a supernet itself the first elements are taken, since it was trained to have its prefixes
-used and nothing else.
+kernels give their centre; channels of group normalization are taken in whole groups, and those of
+attention in whole heads; an embedding that the next stage's begins with gives its first elements;
+from a source that is a supernet itself the first elements are taken, since it was trained to have
+its prefixes used and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,7 @@ def _chosen(
     nested: bool,
 ) -> dict[str, list[int]]:
     """Axis → positions taken in the source."""
-    kernels, units = kernel_axes(space), structure_of(space).units
+    kernels, structure = kernel_axes(space), structure_of(space)
     mine = {
         axis: size
         for tensor in wanted.values()
@@ -144,19 +145,19 @@ def _chosen(
     }
     taken = {}
     for axis, full in theirs.items():
-        size, unit = mine[axis], units.get(axis, 1)
+        size, unit = mine[axis], structure.units.get(axis, 1)
         if axis in kernels:
             if (full - size) % 2:
                 raise UsageError(
                     f"warm start: axis {axis}: a kernel of {size} has no centre in one of {full}"
                 )
             taken[axis] = list(range((full - size) // 2, (full + size) // 2))
-        elif nested:
+        elif nested or axis in structure.ordered:
             taken[axis] = list(range(size))
         elif full % unit:
             raise UsageError(
                 f"warm start: axis {axis} has {full} elements in the source; a multiple of {unit} "
-                "is needed, since it is normalized in groups"
+                "is needed, the channels of one group of a normalization or of one head"
             )
         else:
             groups = evenly(full // unit, size // unit)

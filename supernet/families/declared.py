@@ -149,9 +149,8 @@ class DeclaredSpace(Space):
         return (first, *(arch.count("resolution") for _ in rest))
 
     def structure(self) -> Structure:
-        """Which axes follow others: flattened maps, concatenations; and groups of norm layers."""
-        found = self.meaning
-        return Structure(found.composed, found.wiring.units)
+        """Which axes follow others: flattened maps and concatenations."""
+        return Structure(self.meaning.composed)
 
     def report(self) -> str:
         """What was understood, a line per gene: its options, and the layers that vary with it."""

@@ -32,6 +32,7 @@ from ..axes import Index, Selection, centred, indices, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
 from ..space import Arch, Gene, Space
+from ..structure import Stretch, Structure
 from .fields import check_counts, check_multiples, read_space
 from .layers import Layers
 from .mobilenet_blocks import make_divisible
@@ -178,6 +179,19 @@ class TdnnSpace(Space):
         index["concat"] = _first_of_each(widths, largest_widths)
         absent = range(len(used), len(self.blocks))
         return Selection(index, frozenset(f"blocks.{j}" for j in absent))
+
+    def structure(self) -> Structure:
+        """Of which channels the concatenations of groups, blocks and statistics are made."""
+        aggregate = Stretch("aggregate.out", self.aggregate_widths[-1])
+        outputs = [
+            Stretch(f"blocks.{j}.out", block.widths[-1]) for j, block in enumerate(self.blocks)
+        ]
+        groups = {
+            f"blocks.{j}.mid": (Stretch(f"blocks.{j}.group", block.widths[-1] // block.scale),)
+            * block.scale
+            for j, block in enumerate(self.blocks)
+        }
+        return Structure({**groups, "concat": tuple(outputs), "statistics": (aggregate,) * 2})
 
     def build(self, arch: Arch) -> nn.Module:
         """Modules `stem`, `blocks.<j>`, `aggregate` and `head` (`pool`, `embed`, `classifier`)."""

@@ -21,6 +21,7 @@ from ..axes import Index, Selection, indices, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
 from ..space import Arch, Gene, Space, Value
+from ..structure import Structure
 from .fields import check_counts, read_space
 from .layers import Layers
 from .vit_blocks import Head, SpatialReduction, Tokens, TransformerBlock, TransformerStage, Vit
@@ -188,6 +189,17 @@ class VitSpace(Space):
                 else:
                     absent.add(f"{block.name}.mlp")
         return Selection(index, frozenset(absent))
+
+    def structure(self) -> Structure:
+        """Heads are whole; a stage's embedding begins with that of the stage before."""
+        units = {
+            f"stages.{i}.blocks.{j}.qkv": stage.head_dim
+            for i, stage in enumerate(self.stages)
+            for j in range(stage.depths[-1])
+        }
+        several = len(self.stages) > 1
+        embeds = [f"s{i}.embed" for i in range(len(self.stages)) if several]
+        return Structure(units=units, ordered=frozenset(embeds))
 
     def build(self, arch: Arch) -> nn.Module:
         """Modules `tokens`, `stages.<i>.reduction`, `stages.<i>.blocks.<j>` and `head`."""
