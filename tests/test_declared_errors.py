@@ -16,6 +16,29 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDOFA_MODULES", TRUSTED)
 
 
+class Apart(nn.Module):
+    """A convolution whose norm is where it stays when the other one is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm, self.out = nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.norm(self.conv(self.first(x))).mean((2, 3)))
+
+
+class Tokenwise(nn.Module):
+    """As many tokens as channels, so that a batch norm takes the wrong dimension without notice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.out = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.norm(self.up(x)).mean(1))
+
+
 class Broken(nn.Module):
     """A small network; `fault` says what is wrong with it."""
 
@@ -53,6 +76,14 @@ class Broken(nn.Module):
 
 def broken(fault: str = "") -> nn.Module:
     return Broken(fault)
+
+
+def apart() -> nn.Module:
+    return Apart()
+
+
+def tokenwise() -> nn.Module:
+    return Tokenwise()
 
 
 def a_number() -> int:
@@ -163,6 +194,23 @@ def test_an_even_or_lopsided_kernel_and_a_group_cut_in_two_are_refused(
         DeclaredSpace.from_dict({**HERE, "kernels": {"even": [1, 2]}})
     with pytest.raises(UsageError, match="5 is no multiple of 2, the channels of one group"):
         DeclaredSpace.from_dict({**MIXED, "widths": {"reduce": [5, 8]}})
+
+
+@pytest.mark.parametrize("block", ["conv", "norm"])
+def test_a_norm_layer_is_left_out_with_its_convolution_or_not_at_all(
+    block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDOFA_MODULES", f"{__name__}:apart")
+    fields = {"module": f"{__name__}:apart", "input_size": [1, 8, 8]}
+    DeclaredSpace.from_dict(fields)
+    with pytest.raises(UsageError, match=f"norm layer norm is folded into conv .* in {block},"):
+        DeclaredSpace.from_dict({**fields, "depths": {"d": [block]}})
+
+
+def test_a_batch_norm_over_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDOFA_MODULES", f"{__name__}:tokenwise")
+    with pytest.raises(UsageError, match="norm normalizes dimension 1 of up's output"):
+        DeclaredSpace.from_dict({"module": f"{__name__}:tokenwise", "input_size": [8, 8]})
 
 
 def test_weights_that_depend_on_the_resolution_are_refused() -> None:

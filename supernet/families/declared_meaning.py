@@ -138,8 +138,21 @@ def _check_norms(graph: Graph) -> None:
     for op in graph.ops:
         if not op.kind.startswith("batchnorm"):
             continue
-        (source,) = op.inputs
-        if graph.ops[source].kind not in CONVOLUTIONS or readers[source] > 1:
+        (at,) = op.inputs
+        source = graph.ops[at]
+        if source.kind in CONVOLUTIONS and source.block != op.block:
+            raise UsageError(
+                f"{WHERE}: norm layer {op.path} is folded into {source.path} when a subnet is "
+                f"exported; one of them is in {source.block or op.block}, which may be left out, "
+                "and the other is not. Put both inside or both outside"
+            )
+        if source.kind == "linear" and len(op.dims) != 2:
+            raise UsageError(
+                f"{WHERE}: norm layer {op.path} normalizes dimension 1 of {source.path}'s output, "
+                "which has its channels last, so it cannot be folded when a subnet is exported; "
+                "use layer normalization"
+            )
+        if source.kind not in CONVOLUTIONS or readers[at] > 1:
             raise UsageError(
                 f"{WHERE}: norm layer {op.path} must be the only reader of a convolution or linear "
                 "layer, into which it is folded when a subnet is exported; elsewhere use group or "
