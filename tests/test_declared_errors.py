@@ -52,6 +52,15 @@ class Broken(nn.Module):
         self.out = nn.Linear(16, 3)
         if fault == "unused":
             self.spare = nn.Linear(2, 2)
+        if fault == "plain":
+            self.factor = torch.tensor(0.5)
+        if fault == "listed":
+            self.factors = [torch.tensor(0.5)]
+        if fault == "tied":
+            self.again = nn.Linear(16, 3)
+            self.again.weight = self.out.weight
+        if fault == "computed":
+            nn.utils.parametrizations.weight_norm(self.first)
         if fault == "buffer":
             self.register_buffer("mean", torch.zeros(3))
 
@@ -98,6 +107,10 @@ HERE = {"module": f"{__name__}:broken", "input_size": [1, 8, 8]}
     [
         ("unused", ["spare.bias is used nowhere"]),
         ("buffer", ["buffer mean", "parameter"]),
+        ("plain", ["factor holds a tensor", "number"]),
+        ("listed", ["factors holds a tensor"]),
+        ("tied", ["out.weight and again.weight are one parameter", "its own"]),
+        ("computed", ["first.weight is computed", "weight_norm"]),
         ("flow", ["cannot be traced", "values"]),
         ("norm", ["norm layer norm", "folded"]),
         ("twice", ["layer first is called twice"]),
