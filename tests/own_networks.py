@@ -203,7 +203,7 @@ class Scaled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         x = x + self.last(torch.relu(self.inner(x))) * self.scale
-        logits: Tensor = self.out(x.mean((2, 3)))
+        logits: Tensor = self.out(torch.mean(input=x, dim=(2, 3)))
         return logits
 
 

@@ -137,6 +137,7 @@ def test_a_module_that_cannot_be_a_supernet_is_refused_with_the_reason(
     ("change", "words"),
     [
         ({"input_size": None}, ["input_size"]),
+        ({"input_size": []}, ["input_size = []", "above 0"]),
         ({"input_size": [1, 8.5]}, ["input_size"]),
         ({"input_size": [2, 12, 12]}, ["forward fails", "(2, 12, 12)"]),
         ({"colour": 1}, ["unknown field 'colour'", "widths"]),
@@ -155,6 +156,7 @@ def test_a_module_that_cannot_be_a_supernet_is_refused_with_the_reason(
         ({"widths": {"conv1": [0, 16]}}, ["conv1 = [0, 16]", "above 0"]),
         ({"widths": {"conv1": [0.5, 2.0]}}, ["widths.conv1"]),
         ({"widths": {"conv1": {"options": [8, 16]}}}, ["widths.conv1", "gene"]),
+        ({"widths": {"conv1": [0.5, 0.51, 1.0]}}, ["0.5 and 0.51", "8 channels in conv1"]),
         ({"widths": {"conv": [8, 16]}}, ["'conv'", "did you mean 'conv1'"]),
         ({"widths": {"*.conv9": [8, 16]}}, ["'*.conv9'", "known: conv1, layer1.0.conv1"]),
         ({"widths": {"bn1": [8, 16]}}, ["bn1 has the channels of conv1"]),
@@ -171,6 +173,7 @@ def test_a_module_that_cannot_be_a_supernet_is_refused_with_the_reason(
             ["gene 'w' has options"],
         ),
         ({"kernels": {"conv1": [3, 4, 5]}}, ["conv1 = 4", "odd"]),
+        ({"kernels": {"*": [0.5, 1.0]}}, ["* = 0.5", "odd"]),
         ({"kernels": {"conv1": [3]}}, ["conv1 = [3]", "own size, 5"]),
         ({"kernels": {"conv1": [0.5]}}, ["kernels"]),
         ({"kernels": {"fc": [1]}}, ["no layer is called 'fc'"]),
