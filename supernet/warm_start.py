@@ -12,6 +12,7 @@ its prefixes used and nothing else.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -65,6 +66,13 @@ def warm_start(
     """
     found = dict(source.named_parameters()) if isinstance(source, nn.Module) else dict(source)
     shared, structure = layout(space), structure_of(space)
+    for pattern in fresh:
+        if not any(fnmatchcase(name, pattern) for name in shared):
+            near = get_close_matches(pattern, shared, n=1)
+            raise UsageError(
+                f"warm start: fresh: {pattern!r} matches no tensor; "
+                + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(shared)}")
+            )
     anew = tuple(name for name in shared if any(fnmatchcase(name, p) for p in fresh))
     wanted = {name: tensor for name, tensor in shared.items() if name not in anew}
     if not wanted:

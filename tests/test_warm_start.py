@@ -260,6 +260,12 @@ def test_a_reader_of_what_is_drawn_anew_must_be_drawn_anew_too() -> None:
         )
 
 
+def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name() -> None:
+    space = resnet(8)
+    with pytest.raises(UsageError, match=r"'fc\.wieght' matches no tensor; .* 'fc\.weight'"):
+        warm_start(space, shared_weights(space), fresh=["fc.wieght"])
+
+
 def trained(space: Space, weights: Mapping[str, Tensor], steps: int, seed: int = 0) -> float:
     """Accuracy on held-out digits after so many steps, with batch statistics."""
     torch.manual_seed(seed)
