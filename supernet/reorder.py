@@ -24,7 +24,7 @@ from .randomness import stream
 from .space import Arch, Space
 from .structure import kernel_axes, positions_of, structure_of
 from .subnet import static
-from .weights import initial
+from .weights import check_shared, initial
 
 Order = Mapping[str, tuple[int, ...]]
 TRIALS = 8
@@ -45,7 +45,11 @@ class Reordered:
 
 
 def reorder(space: Space, weights: Mapping[str, Tensor]) -> Reordered:
-    """Sort the channels of every axis that may be sorted, the most important first."""
+    """Sort the channels of every axis that may be sorted, the most important first.
+
+    UsageError names a tensor that is not the space's.
+    """
+    check_shared(space, weights)
     units = structure_of(space).units
     found = importance(space, weights)
     order: dict[str, tuple[int, ...]] = {}

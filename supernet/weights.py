@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .axes import Regions, Weights, layout, shape_of, view
-from .errors import ArtifactError
+from .errors import ArtifactError, UsageError
 from .space import Space
 
 Flat = NDArray[np.float32]
@@ -62,6 +62,19 @@ def _drawn(layer: nn.Module, name: str, shape: Sequence[int], generator: torch.G
     if isinstance(layer, nn.Linear):
         return torch.randn(*shape, generator=generator) * 0.01
     return torch.ones(*shape)
+
+
+def check_shared(space: Space, weights: Mapping[str, Tensor]) -> None:
+    """UsageError unless these are the space's shared weights, all of them, by name and shape."""
+    shared = layout(space)
+    for name in (*shared, *weights):
+        found = tuple(weights[name].shape) if name in weights else "missing"
+        expected = shared[name].shape if name in shared else "no such tensor"
+        if found != expected:
+            raise UsageError(
+                f"weights of another space: {name} is {found}; expected: {expected}. Cut or fit them "
+                "with `warm_start` first"
+            )
 
 
 def shapes_of(where: Regions) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ import torch
 from declared_spaces import TRUSTED, declared
 from fedofa.supernet.axes import Selection, layout, prefix, tag
 from fedofa.supernet.cost import LayerPlan
+from fedofa.supernet.errors import UsageError
 from fedofa.supernet.families.catalogue import PRESETS
 from fedofa.supernet.families.mlp import MlpSpace
 from fedofa.supernet.families.vit import Stage, VitSpace
@@ -195,3 +196,29 @@ def test_an_axis_of_which_a_family_says_what_stays_together_is_sorted_by_that() 
     before = extract(space, space.largest(), weights)(x)
     after = extract(space, space.largest(), found.weights)(x)
     assert torch.allclose(before, after, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stem.linear.weight": None}, r"stem\.linear\.weight is missing; expected: \(4, 5\)"),
+        (
+            {"classifier.bias": torch.zeros(7)},
+            r"classifier\.bias is \(7,\); expected: \(3,\)\. .*warm_start",
+        ),
+        ({"fc.bias": torch.zeros(7)}, r"fc\.bias is \(7,\); expected: no such tensor"),
+    ],
+)
+def test_weights_of_another_space_are_refused_naming_tensor_and_shapes(
+    change: dict[str, Tensor | None], words: str
+) -> None:
+    weights: dict[str, Tensor | None] = {**shared_weights(MLP), **change}
+    given = {name: value for name, value in weights.items() if value is not None}
+    for use in (lambda: reorder(MLP, given), lambda: extract(MLP, MLP.largest(), given)):
+        with pytest.raises(UsageError, match=words):
+            use()
+
+
+def test_an_architecture_of_another_space_is_refused() -> None:
+    with pytest.raises(UsageError, match="architecture: width is missing"):
+        extract(MLP, VIT.largest(), shared_weights(MLP))
