@@ -7,10 +7,8 @@ from fnmatch import fnmatchcase
 
 from ..errors import UsageError
 from ..space import Value
-from .declared_graph import Layer
+from .declared_graph import WHERE, Layer
 from .declared_ties import Ties
-
-WHERE = "space declared"
 
 
 @dataclass(frozen=True, slots=True)

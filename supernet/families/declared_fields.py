@@ -10,11 +10,11 @@ from typing import Any, TypeGuard
 from ..errors import UsageError
 from ..space import Value
 from .declared_choices import Choice
+from .declared_graph import WHERE
 
 Json = bool | int | float | str | None | tuple["Json", ...]
 Arguments = tuple[tuple[str, Json], ...]
 Depths = tuple[tuple[str, tuple[str, ...]], ...]
-WHERE = "space declared"
 
 
 def arguments(raw: object) -> Arguments:

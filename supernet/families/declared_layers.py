@@ -12,10 +12,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..axes import Region, Selection, tag, view
 from ..errors import UsageError
 from .declared_axes import axis_of
-from .declared_graph import Layer
+from .declared_graph import WHERE, Layer
 from .declared_rules import is_depthwise
 
-WHERE = "space declared"
 Axes = tuple[str | None, ...]
 
 

@@ -20,14 +20,13 @@ from ..structure import positions_of
 from .declared_axes import Wiring, composed, layers_named, wire
 from .declared_choices import Choice
 from .declared_fields import Arguments, Depths, thawed
-from .declared_graph import BATCH, Graph, Layer
+from .declared_graph import BATCH, WHERE, Graph, Layer
 from .declared_layers import Axes, check_tensors, cut_layer, tensor_axes
 from .declared_source import made, said
 from .declared_steps import CONVOLUTIONS, Sizes
 from .declared_ties import Dim
 from .declared_trace import trace
 
-WHERE = "space declared"
 AS_NUMBER = "a size is written there as a number; take it from the tensor's shape"
 Shape = tuple[int, ...]
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from ..errors import UsageError
 from ..torchvision_import import import_module
+from .declared_graph import WHERE
 
 TRUST = "FEDOFA_MODULES"
 NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
-WHERE = "space declared"
 
 
 def made(name: str, arguments: Mapping[str, Any]) -> nn.Module:

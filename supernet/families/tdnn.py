@@ -21,7 +21,7 @@ On GeoTec windows of unseen people, both are as accurate as the original within 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Self
@@ -31,7 +31,7 @@ from torch import nn
 from ..axes import Index, Selection, centred, indices, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
-from ..space import Arch, Gene, Space
+from ..space import Arch, Gene, Space, block_needs
 from ..structure import Stretch, Structure
 from .fields import check_counts, check_multiples, read_space
 from .layers import Layers
@@ -115,7 +115,7 @@ class TdnnSpace(Space):
         """Stem width, depth, width and kernel per block, width of aggregation and embedding."""
         found = [Gene("stem.width", self.stem_widths, role="width"), Gene("depth", self.depths)]
         for j, block in enumerate(self.blocks):
-            needs = ("depth", j + 1) if j >= self.depths[0] else None
+            needs = block_needs("depth", self.depths, j)
             found.append(Gene(f"b{j}.width", block.widths, needs, role="width"))
             found.append(Gene(f"b{j}.kernel", block.kernels, needs))
         found.append(Gene("aggregate.width", self.aggregate_widths, role="width"))
@@ -240,10 +240,6 @@ class TdnnSpace(Space):
         blocks = " ".join(f"{block.width}k{block.kernel}" for block in self.used(arch))
         embed = f" {arch['embed.width']}" if self.embed_widths else ""
         return f"{arch['stem.width']}[{blocks}]{arch['aggregate.width']}{embed}"
-
-    def to_dict(self) -> dict[str, object]:
-        """Family and every field."""
-        return {"family": self.family, **asdict(self)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:

@@ -11,7 +11,7 @@ There is no batch normalization, so a subnet needs no statistics of its own.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -20,7 +20,7 @@ from torch import nn
 from ..axes import Index, Selection, indices, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
-from ..space import Arch, Gene, Space, Value
+from ..space import Arch, Gene, Space, Value, block_needs
 from ..structure import Structure
 from .fields import check_counts, read_space
 from .layers import Layers
@@ -137,7 +137,7 @@ class VitSpace(Space):
         for i, stage in enumerate(self.stages):
             found += [Gene(f"s{i}.embed", stage.embeds), Gene(f"s{i}.depth", stage.depths)]
             for j in range(stage.depths[-1]):
-                needs = (f"s{i}.depth", j + 1) if j >= stage.depths[0] else None
+                needs = block_needs(f"s{i}.depth", stage.depths, j)
                 found.append(Gene(f"s{i}.b{j}.heads", stage.heads, needs))
                 widths = stage.ratios or stage.hiddens
                 found.append(Gene(f"s{i}.b{j}.{stage.mlp}", widths, needs))
@@ -241,10 +241,6 @@ class VitSpace(Space):
             )
             parts.append(f"{arch[f's{i}.embed']}[{blocks}]")
         return " ".join(parts)
-
-    def to_dict(self) -> dict[str, object]:
-        """Family and every field."""
-        return {"family": self.family, **asdict(self)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:
