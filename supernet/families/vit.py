@@ -67,6 +67,12 @@ class Stage:
                 f"stage: ratios = {self.ratios} and hiddens = {self.hiddens}; exactly one of both "
                 "gives the MLP's widths"
             )
+        least = min(self.embeds, default=math.inf)
+        if gone := [ratio for ratio in self.ratios if ratio and least * ratio < 1]:
+            raise UsageError(
+                f"stage: ratios = {self.ratios}; {gone[0]} of an embedding of {least} is no channel "
+                "at all; 0 leaves the MLP out"
+            )
         most = max(self.heads, default=0)
         if not most or self.qkv % most:
             raise UsageError(
