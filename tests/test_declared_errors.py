@@ -56,7 +56,11 @@ class Broken(nn.Module):
             self.factor = torch.tensor(0.5)
         if fault == "listed":
             self.factors = [torch.tensor(0.5)]
-        if fault == "tied":
+        if fault == "tied, by value":
+            self.p = torch.linspace(0, 1, 3)[
+                1
+            ].item()  # needs values, so that it is made with memory
+        if fault.startswith("tied"):
             self.again = nn.Linear(16, 3)
             self.again.weight = self.out.weight
         if fault == "computed":
@@ -110,6 +114,7 @@ HERE = {"module": f"{__name__}:broken", "input_size": [1, 8, 8]}
         ("plain", ["factor holds a tensor", "number"]),
         ("listed", ["factors holds a tensor"]),
         ("tied", ["out.weight and again.weight are one parameter", "its own"]),
+        ("tied, by value", ["out.weight and again.weight are one parameter"]),
         ("computed", ["first.weight is computed", "weight_norm"]),
         ("flow", ["cannot be traced", "values"]),
         ("norm", ["norm layer norm", "folded"]),

@@ -21,7 +21,7 @@ from .declared_axes import Wiring, composed, layers_named, wire
 from .declared_choices import Choice
 from .declared_fields import Arguments, Depths, thawed
 from .declared_graph import BATCH, WHERE, Graph, Layer
-from .declared_layers import Axes, check_tensors, cut_layer, tensor_axes
+from .declared_layers import Axes, cut_layer, tensor_axes
 from .declared_source import made, said
 from .declared_steps import CONVOLUTIONS, Sizes
 from .declared_ties import Dim
@@ -82,7 +82,6 @@ class Meaning:
 def meaning(declared: Declaration) -> Meaning:
     """Follow the module, apply the declaration, check it on the smallest sizes."""
     module = declared.make()
-    check_tensors(module)
     blocks = _blocks(declared, module)
     traces = {shape: trace(module, shape, blocks) for shape in declared.shapes()}
     first = next(iter(traces.values()))
