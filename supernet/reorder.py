@@ -7,11 +7,12 @@ that bears the axis, leaves the network's function as it was.
 
 Not every axis may be sorted: heads are pieces of one axis, joined tensors keep their order, a kernel
 has a centre. So an axis is sorted only where a trial shows that its order does not matter: random
-weights, a random order, the same outputs. What a family states by `structure` is followed: features
+weights, the first two channels exchanged, all moved on by one, the same outputs. Every other order
+is made of those two. What a family states by `structure` is followed: features
 after flattening move with their channel, channels of a normalization group together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,7 +24,7 @@ from .randomness import stream
 from .space import Arch, Space
 from .structure import kernel_axes, positions_of, structure_of
 from .subnet import static
-from .weights import initial
+from .weights import check_shared, initial
 
 Order = Mapping[str, tuple[int, ...]]
 TRIALS = 8
@@ -44,7 +45,11 @@ class Reordered:
 
 
 def reorder(space: Space, weights: Mapping[str, Tensor]) -> Reordered:
-    """Sort the channels of every axis that may be sorted, the most important first."""
+    """Sort the channels of every axis that may be sorted, the most important first.
+
+    UsageError names a tensor that is not the space's.
+    """
+    check_shared(space, weights)
     units = structure_of(space).units
     found = importance(space, weights)
     order: dict[str, tuple[int, ...]] = {}
@@ -104,7 +109,8 @@ def permuted(space: Space, values: Mapping[str, Tensor], order: Order) -> Weight
 @lru_cache(maxsize=64)
 def sortable(space: Space) -> tuple[str, ...]:
     """The axes whose order does not matter, found by trial; a property of the space alone."""
-    units, kernels = structure_of(space).units, kernel_axes(space)
+    structure = structure_of(space)
+    units, still = structure.units, kernel_axes(space) | structure.ordered
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: value + 0.1 * torch.randn(value.shape, generator=generator)
@@ -119,19 +125,33 @@ def sortable(space: Space) -> tuple[str, ...]:
         after = _outputs(space, arch, permuted(space, weights, order), x)
         return float((after - before).abs().max()) <= SAME * float(before.abs().max())
 
-    drawn: dict[str, tuple[int, ...]] = {}
-    for axis, size in _full(space).items():
-        if axis not in kernels and _taken_by_prefix(space, axis):
-            unit = units.get(axis, 1)
-            groups = torch.randperm(size // unit, generator=generator).tolist()
-            drawn[axis] = _channels(groups, unit)
-    if same(drawn):
-        return tuple(drawn)
-    kept: dict[str, tuple[int, ...]] = {}
-    for axis, places in drawn.items():
-        if same({**kept, axis: places}):
-            kept[axis] = places
-    return tuple(kept)
+    moves = {
+        axis: _moves(size, units.get(axis, 1))
+        for axis, size in _full(space).items()
+        if axis not in still and _taken_by_prefix(space, axis)
+    }
+    if all(same(order) for order in _joint(moves)):
+        return tuple(moves)
+    return tuple(a for a, orders in moves.items() if all(same({a: order}) for order in orders))
+
+
+def _moves(size: int, unit: int) -> tuple[tuple[int, ...], ...]:
+    """An axis with its first two units exchanged, and moved on by one: both generate every order."""
+    groups = list(range(size // unit))
+    return tuple(
+        _channels(to, unit) for to in (groups[1::-1] + groups[2:], groups[1:] + groups[:1])
+    )
+
+
+def _joint(moves: Mapping[str, tuple[tuple[int, ...], ...]]) -> Iterator[Order]:
+    """Few trials for many axes: each axis is moved both ways, and of any two once only one is.
+
+    Two names of the same channels would pass if they were always moved alike.
+    """
+    numbered = dict(enumerate(moves, 1))
+    for bit in range(len(moves).bit_length()):
+        for way in (0, 1):
+            yield {a: moves[a][way] for number, a in numbered.items() if number >> bit & 1}
 
 
 def _full(space: Space) -> dict[str, int]:

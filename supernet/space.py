@@ -9,8 +9,8 @@ import difflib
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -48,6 +48,11 @@ class Gene:
                 f"gene {self.name}: options {list(self.options)} must be at least one value, "
                 "ascending, without repeats"
             )
+
+
+def block_needs(depth: str, depths: Sequence[int], block: int) -> tuple[str, Value] | None:
+    """What the genes of a stage's block need: nothing where even the shallowest network has it."""
+    return (depth, block + 1) if block >= depths[0] else None
 
 
 class Arch(Mapping[str, Value]):
@@ -88,7 +93,7 @@ class Arch(Mapping[str, Value]):
 class Space(ABC):
     """A search space: genes, and for each architecture its selection, module and layers.
 
-    A family is a frozen dataclass that implements the four abstract members; everything else in
+    A family is a frozen dataclass that implements the abstract members; everything else in
     the project (regions, views, transport, aggregation, cost, search, export) follows from them.
     """
 
@@ -126,9 +131,9 @@ class Space(ABC):
     def input_shape(self, arch: Arch) -> tuple[int, ...]:
         """Shape of one example, without the batch dimension."""
 
-    @abstractmethod
     def to_dict(self) -> dict[str, object]:
-        """The space as plain JSON values; `families.space_from_dict` reads it back."""
+        """Family and every field, as plain values; `families.space_from_dict` reads it back."""
+        return {"family": self.family, **asdict(self)}  # type: ignore[call-overload]
 
     def describe(self, arch: Arch) -> str:
         """A short text for tables."""

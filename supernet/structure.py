@@ -3,13 +3,14 @@
 Most axes stand for themselves, and any order of their channels is as good as another. Not so the
 features after flattening maps (each channel becomes height × width neighbours), the channels after
 a concatenation (those of one tensor, then those of the next), or the channels of one group of a
-group normalization. A family that has such axes says so by a method `structure`; whoever selects
-or sorts channels follows it.
+group normalization. Groups are read off a space's layers; a family that has other such axes says
+so by a method `structure`. Whoever selects or sorts channels follows both.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import lcm
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -37,10 +38,14 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Composed axis → its stretches; and axis → how many channels move together."""
+    """Composed axis → its stretches; and axis → how many channels move together.
+
+    `ordered` axes keep their order: other axes begin with their channels.
+    """
 
     composed: Mapping[str, tuple[Stretch, ...]] = field(default_factory=dict)
     units: Mapping[str, int] = field(default_factory=dict)
+    ordered: frozenset[str] = frozenset()
 
 
 @runtime_checkable
@@ -51,9 +56,19 @@ class Structured(Protocol):
         """What its composed axes are made of."""
 
 
+@lru_cache(maxsize=64)
 def structure_of(space: Space) -> Structure:
-    """A space's structure; where it states none, every axis stands for itself."""
-    return space.structure() if isinstance(space, Structured) else Structure()
+    """What a space states and the groups of its norm layers; else every axis stands for itself."""
+    stated = space.structure() if isinstance(space, Structured) else Structure()
+    units = dict(stated.units)
+    for layer in _layers(space):
+        if isinstance(layer, nn.GroupNorm) and layer.num_groups > 1:
+            (axis,) = _axes(layer, "weight") or (None,)
+            for part in stated.composed.get(axis or "", (Stretch(axis, layer.num_channels),)):
+                if part.axis is not None:
+                    size = layer.num_channels // layer.num_groups
+                    units[part.axis] = lcm(size, units.get(part.axis, 1))
+    return replace(stated, units=units)
 
 
 def positions_of(
@@ -79,12 +94,19 @@ def positions_of(
 @lru_cache(maxsize=64)
 def kernel_axes(space: Space) -> frozenset[str]:
     """The axes that are positions in a kernel: they have a centre, and no order to choose."""
-    with torch.device("meta"):
-        module = space.build(space.largest())
     return frozenset(
         axis
-        for layer in module.modules()
+        for layer in _layers(space)
         if isinstance(layer, nn.Conv1d | nn.Conv2d)
-        for axis in getattr(layer, "axes", {}).get("weight", ())[2:]
+        for axis in _axes(layer, "weight")[2:]
         if axis is not None
     )
+
+
+def _layers(space: Space) -> list[nn.Module]:
+    with torch.device("meta"):
+        return list(space.build(space.largest()).modules())
+
+
+def _axes(layer: nn.Module, tensor: str) -> tuple[str | None, ...]:
+    return tuple(getattr(layer, "axes", {}).get(tensor, ()))

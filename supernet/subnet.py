@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .axes import Region, Regions, cut, locate, regions, relative, take
 from .axes import layout as shared_layout
 from .space import Arch, Space
+from .weights import check_shared
 
 Forward = Callable[[Tensor], Tensor]
 Place = tuple[dict[str, Any], str]
@@ -34,7 +35,12 @@ def static(space: Space, arch: Arch, weights: Mapping[str, Tensor]) -> nn.Module
 
 
 def extract(space: Space, arch: Arch, shared: Mapping[str, Tensor]) -> nn.Module:
-    """The subnet cut out of the supernet: a static module with copies of the shared values."""
+    """The subnet cut out of the supernet: a static module with copies of the shared values.
+
+    UsageError names a tensor or a gene that is not the space's.
+    """
+    check_shared(space, shared)
+    arch = space.arch(arch)
     return static(space, arch, take(shared, regions(space, arch)))
 
 

@@ -4,13 +4,15 @@ Weight selection (Xu et al. 2024, "Initializing Models with Larger Ones"): of ea
 network take evenly spaced elements, every k-th where the sizes divide, else round(linspace(0, D - 1,
 d)); the classifier's outputs are left out. Here the selection is made once per named axis, so that
 a layer's outputs are what its readers expect, through additions and concatenations too. Deviations:
-kernels give their centre; channels of group normalization are taken in whole groups; from a source
-that is a supernet itself the first elements are taken, since it was trained to have its prefixes
-used and nothing else.
+kernels give their centre; channels of group normalization are taken in whole groups, and those of
+attention in whole heads; an embedding that the next stage's begins with gives its first elements;
+from a source that is a supernet itself the first elements are taken, since it was trained to have
+its prefixes used and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -64,6 +66,13 @@ def warm_start(
     """
     found = dict(source.named_parameters()) if isinstance(source, nn.Module) else dict(source)
     shared, structure = layout(space), structure_of(space)
+    for pattern in fresh:
+        if not any(fnmatchcase(name, pattern) for name in shared):
+            near = get_close_matches(pattern, shared, n=1)
+            raise UsageError(
+                f"warm start: fresh: {pattern!r} matches no tensor; "
+                + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(shared)}")
+            )
     anew = tuple(name for name in shared if any(fnmatchcase(name, p) for p in fresh))
     wanted = {name: tensor for name, tensor in shared.items() if name not in anew}
     if not wanted:
@@ -135,7 +144,7 @@ def _chosen(
     nested: bool,
 ) -> dict[str, list[int]]:
     """Axis → positions taken in the source."""
-    kernels, units = kernel_axes(space), structure_of(space).units
+    kernels, structure = kernel_axes(space), structure_of(space)
     mine = {
         axis: size
         for tensor in wanted.values()
@@ -144,19 +153,19 @@ def _chosen(
     }
     taken = {}
     for axis, full in theirs.items():
-        size, unit = mine[axis], units.get(axis, 1)
+        size, unit = mine[axis], structure.units.get(axis, 1)
         if axis in kernels:
             if (full - size) % 2:
                 raise UsageError(
                     f"warm start: axis {axis}: a kernel of {size} has no centre in one of {full}"
                 )
             taken[axis] = list(range((full - size) // 2, (full + size) // 2))
-        elif nested:
+        elif nested or axis in structure.ordered:
             taken[axis] = list(range(size))
         elif full % unit:
             raise UsageError(
                 f"warm start: axis {axis} has {full} elements in the source; a multiple of {unit} "
-                "is needed, since it is normalized in groups"
+                "is needed, the channels of one group of a normalization or of one head"
             )
         else:
             groups = evenly(full // unit, size // unit)

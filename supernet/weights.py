@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,19 +14,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .axes import Regions, Weights, layout, shape_of, view
-from .errors import ArtifactError
+from .errors import ArtifactError, UsageError
 from .space import Space
 
 Flat = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def initial(space: Space, seed: int) -> Weights:
-    """Fresh shared weights: He normal by fan-out for kernels, ones and zeros for norm layers.
+@runtime_checkable
+class Drawing(Protocol):
+    """A space that draws its shared weights itself."""
 
-    Linear layers are drawn from N(0, 0.01²) (He et al. 2015, Howard et al. 2019), and tensors whose
-    layer states a standard deviation (`axes.tag_std`) with that one.
+    def initial_values(self, seed: int) -> Mapping[str, Tensor]:
+        """Fresh values of the largest architecture's parameters; the same ones for the same seed."""
+
+
+def initial(space: Space, seed: int) -> Weights:
+    """Fresh shared weights: as the space draws them itself, if it does, or else as follows.
+
+    He normal by fan-out for kernels, ones and zeros for norm layers. Linear layers are drawn from
+    N(0, 0.01²) (He et al. 2015, Howard et al. 2019), and tensors whose layer states a standard
+    deviation (`axes.tag_std`) with that one.
     """
+    if isinstance(space, Drawing):
+        own = space.initial_values(seed)
+        return {name: own[name].detach().to(torch.float32).clone() for name in layout(space)}
     generator = torch.Generator().manual_seed(seed)
     values: Weights = {}
     with torch.device("meta"):
@@ -49,6 +62,19 @@ def _drawn(layer: nn.Module, name: str, shape: Sequence[int], generator: torch.G
     if isinstance(layer, nn.Linear):
         return torch.randn(*shape, generator=generator) * 0.01
     return torch.ones(*shape)
+
+
+def check_shared(space: Space, weights: Mapping[str, Tensor]) -> None:
+    """UsageError unless these are the space's shared weights, all of them, by name and shape."""
+    shared = layout(space)
+    for name in (*shared, *weights):
+        found = tuple(weights[name].shape) if name in weights else "missing"
+        expected = shared[name].shape if name in shared else "no such tensor"
+        if found != expected:
+            raise UsageError(
+                f"weights of another space: {name} is {found}; expected: {expected}. Cut or fit them "
+                "with `warm_start` first"
+            )
 
 
 def shapes_of(where: Regions) -> dict[str, tuple[int, ...]]:

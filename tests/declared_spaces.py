@@ -55,6 +55,11 @@ ATTENTION: Mapping[str, Any] = {
     "input_size": [1, 8, 8],
     "widths": {"up": [8, 16, 32]},
 }
+SCALED: Mapping[str, Any] = {
+    "module": "own_networks:scaled",
+    "input_size": [1, 8, 8],
+    "widths": {"inner": [4, 8]},
+}
 MOBILENET: Mapping[str, Any] = {
     "module": "torchvision.models:mobilenet_v2",
     "arguments": {

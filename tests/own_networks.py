@@ -188,3 +188,25 @@ class Attention(nn.Module):
 def attention() -> nn.Module:
     """(B, 1, 8, 8) to (B, 3)."""
     return Attention()
+
+
+class Scaled(nn.Module):
+    """A branch that hardly counts at first (layer scale), its last convolution started at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.out = nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.full((8, 1, 1), 1e-6))
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.last(torch.relu(self.inner(x))) * self.scale
+        logits: Tensor = self.out(torch.mean(input=x, dim=(2, 3)))
+        return logits
+
+
+def scaled() -> nn.Module:
+    """(B, 1, 8, 8) to (B, 3)."""
+    return Scaled()

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import test_cost
 import torch
 from declared_spaces import RESNET, TRUSTED, declared
 from fedofa.protos.manifest import FILE_NAMES
+from fedofa.server.config import parse_config
+from fedofa.server.operate import train_job
+from fedofa.server.training import Training
 from fedofa.specialize.filesize import predicted_size_bytes
 from fedofa.specialize.folding import folded
 from fedofa.supernet.axes import regions
@@ -22,7 +26,7 @@ from fedofa.supernet.errors import ExportError
 from fedofa.supernet.families.declared import DeclaredSpace
 from fedofa.supernet.subnet import batch_norms, extract
 from fedofa.supernet.torchvision_import import import_module
-from fedofa.supernet.weights import load as load_weights
+from fedofa.supernet.weights import digest, initial
 from hypothesis import given
 from hypothesis import strategies as st
 from invariants import (
@@ -34,7 +38,7 @@ from invariants import (
     inputs,
     shared_weights,
 )
-from own_networks import Block
+from own_networks import Block, scaled
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -259,12 +263,33 @@ def test_a_norm_layer_whose_convolution_others_read_too_is_named() -> None:
         folded(Chained(shared=True))
 
 
+def test_an_own_module_starts_with_the_values_that_it_draws_itself() -> None:
+    space = declared("SCALED")
+    state = torch.get_rng_state()
+    values = initial(space, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(values["scale"], torch.full((8, 1, 1), 1e-6))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        module = scaled()
+    for name, value in module.named_parameters():
+        assert torch.equal(values[name], value), name
+    assert all(torch.equal(initial(space, 3)[name], value) for name, value in values.items())
+    assert not torch.equal(initial(space, 4)["out.weight"], values["out.weight"])
+
+
+def test_attention_starts_as_torch_draws_it() -> None:
+    values = initial(declared("ATTENTION"), 0)
+    assert values["attention.in_proj_weight"].std() > 0.05
+    assert not values["token"].any()
+
+
 def test_the_documented_example_does_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocks = re.findall(r"```(\w*)\n(.*?)```", DOC.read_text(), re.DOTALL)
     module, *snippets = [code for language, code in blocks if language == "python"]
-    (config,) = [code for language, code in blocks if language == "toml"]
+    config, _ = [code for language, code in blocks if language == "toml"]
     said = [code for language, code in blocks if not language]
     (tmp_path / "mynet.py").write_text(module)
     (tmp_path / "fedofa.toml").write_text(config)
@@ -278,9 +303,23 @@ def test_the_documented_example_does_what_it_says(
     finally:
         sys.modules.pop("mynet", None)
     assert capsys.readouterr().out in said
-    assert load_weights(tmp_path / "start.safetensors").keys() == names["start"].weights.keys()
+    job = train_job(Path(".fedofa"), names["config"], resume=True)
+    assert Path(job.folder) == names["folder"]
+    resumed = Training(names["config"], names["space"], names["store"], names["log"])
+    assert resumed.resume()
+    assert digest(resumed.weights) == digest(names["ordered"].weights)
     check_counts(names["space"], names["space"].smallest())
     check_views(names["space"], names["space"].largest(), names["space"].smallest(), 0)
+
+
+def test_the_documented_torchvision_space_varies_what_it_says() -> None:
+    _, config = re.findall(r"```toml\n(.*?)```", DOC.read_text(), re.DOTALL)
+    space = parse_config(tomllib.loads(config)).build_space()
+    lines = dict(line.split(" ", 1) for line in space.report().splitlines())  # type: ignore[attr-defined]
+    assert lines["layer2.0.conv1.width"] == "[0.5, 1.0]: layer2.0.conv1"
+    assert "conv1, layer1.0.conv2" in lines["width"]
+    assert lines["late.depth"] == "[0, 1, 2]: layer3.1, layer4.1"
+    check_counts(space, space.smallest())
 
 
 def test_torchvision_can_be_imported_beside_a_cpu_build_of_torch() -> None:

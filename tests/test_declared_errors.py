@@ -16,6 +16,29 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDOFA_MODULES", TRUSTED)
 
 
+class Apart(nn.Module):
+    """A convolution whose norm is where it stays when the other one is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm, self.out = nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.norm(self.conv(self.first(x))).mean((2, 3)))
+
+
+class Tokenwise(nn.Module):
+    """As many tokens as channels, so that a batch norm takes the wrong dimension without notice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.out = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.norm(self.up(x)).mean(1))
+
+
 class Broken(nn.Module):
     """A small network; `fault` says what is wrong with it."""
 
@@ -29,6 +52,19 @@ class Broken(nn.Module):
         self.out = nn.Linear(16, 3)
         if fault == "unused":
             self.spare = nn.Linear(2, 2)
+        if fault == "plain":
+            self.factor = torch.tensor(0.5)
+        if fault == "listed":
+            self.factors = [torch.tensor(0.5)]
+        if fault == "tied, by value":
+            self.p = torch.linspace(0, 1, 3)[
+                1
+            ].item()  # needs values, so that it is made with memory
+        if fault.startswith("tied"):
+            self.again = nn.Linear(16, 3)
+            self.again.weight = self.out.weight
+        if fault == "computed":
+            nn.utils.parametrizations.weight_norm(self.first)
         if fault == "buffer":
             self.register_buffer("mean", torch.zeros(3))
 
@@ -55,6 +91,14 @@ def broken(fault: str = "") -> nn.Module:
     return Broken(fault)
 
 
+def apart() -> nn.Module:
+    return Apart()
+
+
+def tokenwise() -> nn.Module:
+    return Tokenwise()
+
+
 def a_number() -> int:
     return 3
 
@@ -67,6 +111,11 @@ HERE = {"module": f"{__name__}:broken", "input_size": [1, 8, 8]}
     [
         ("unused", ["spare.bias is used nowhere"]),
         ("buffer", ["buffer mean", "parameter"]),
+        ("plain", ["factor holds a tensor", "number"]),
+        ("listed", ["factors holds a tensor"]),
+        ("tied", ["out.weight and again.weight are one parameter", "its own"]),
+        ("tied, by value", ["out.weight and again.weight are one parameter"]),
+        ("computed", ["first.weight is computed", "weight_norm"]),
         ("flow", ["cannot be traced", "values"]),
         ("norm", ["norm layer norm", "folded"]),
         ("twice", ["layer first is called twice"]),
@@ -93,6 +142,7 @@ def test_a_module_that_cannot_be_a_supernet_is_refused_with_the_reason(
     ("change", "words"),
     [
         ({"input_size": None}, ["input_size"]),
+        ({"input_size": []}, ["input_size = []", "above 0"]),
         ({"input_size": [1, 8.5]}, ["input_size"]),
         ({"input_size": [2, 12, 12]}, ["forward fails", "(2, 12, 12)"]),
         ({"colour": 1}, ["unknown field 'colour'", "widths"]),
@@ -111,6 +161,7 @@ def test_a_module_that_cannot_be_a_supernet_is_refused_with_the_reason(
         ({"widths": {"conv1": [0, 16]}}, ["conv1 = [0, 16]", "above 0"]),
         ({"widths": {"conv1": [0.5, 2.0]}}, ["widths.conv1"]),
         ({"widths": {"conv1": {"options": [8, 16]}}}, ["widths.conv1", "gene"]),
+        ({"widths": {"conv1": [0.5, 0.51, 1.0]}}, ["0.5 and 0.51", "8 channels in conv1"]),
         ({"widths": {"conv": [8, 16]}}, ["'conv'", "did you mean 'conv1'"]),
         ({"widths": {"*.conv9": [8, 16]}}, ["'*.conv9'", "known: conv1, layer1.0.conv1"]),
         ({"widths": {"bn1": [8, 16]}}, ["bn1 has the channels of conv1"]),
@@ -127,6 +178,7 @@ def test_a_module_that_cannot_be_a_supernet_is_refused_with_the_reason(
             ["gene 'w' has options"],
         ),
         ({"kernels": {"conv1": [3, 4, 5]}}, ["conv1 = 4", "odd"]),
+        ({"kernels": {"*": [0.5, 1.0]}}, ["* = 0.5", "odd"]),
         ({"kernels": {"conv1": [3]}}, ["conv1 = [3]", "own size, 5"]),
         ({"kernels": {"conv1": [0.5]}}, ["kernels"]),
         ({"kernels": {"fc": [1]}}, ["no layer is called 'fc'"]),
@@ -163,6 +215,23 @@ def test_an_even_or_lopsided_kernel_and_a_group_cut_in_two_are_refused(
         DeclaredSpace.from_dict({**HERE, "kernels": {"even": [1, 2]}})
     with pytest.raises(UsageError, match="5 is no multiple of 2, the channels of one group"):
         DeclaredSpace.from_dict({**MIXED, "widths": {"reduce": [5, 8]}})
+
+
+@pytest.mark.parametrize("block", ["conv", "norm"])
+def test_a_norm_layer_is_left_out_with_its_convolution_or_not_at_all(
+    block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDOFA_MODULES", f"{__name__}:apart")
+    fields = {"module": f"{__name__}:apart", "input_size": [1, 8, 8]}
+    DeclaredSpace.from_dict(fields)
+    with pytest.raises(UsageError, match=f"norm layer norm is folded into conv .* in {block},"):
+        DeclaredSpace.from_dict({**fields, "depths": {"d": [block]}})
+
+
+def test_a_batch_norm_over_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDOFA_MODULES", f"{__name__}:tokenwise")
+    with pytest.raises(UsageError, match="norm normalizes dimension 1 of up's output"):
+        DeclaredSpace.from_dict({"module": f"{__name__}:tokenwise", "input_size": [8, 8]})
 
 
 def test_weights_that_depend_on_the_resolution_are_refused() -> None:

@@ -9,9 +9,13 @@ import torch
 from declared_spaces import TRUSTED, declared
 from fedofa.supernet.axes import Selection, layout, prefix, tag
 from fedofa.supernet.cost import LayerPlan
+from fedofa.supernet.errors import UsageError
+from fedofa.supernet.families.catalogue import PRESETS
+from fedofa.supernet.families.mlp import MlpSpace
+from fedofa.supernet.families.vit import Stage, VitSpace
 from fedofa.supernet.reorder import importance, permuted, reorder, sortable
 from fedofa.supernet.space import Arch, Gene, Space
-from fedofa.supernet.structure import Structure
+from fedofa.supernet.structure import Structure, structure_of
 from fedofa.supernet.subnet import extract
 from invariants import inputs, shared_weights
 from strategies import DIGITS, SMALL
@@ -23,9 +27,20 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDOFA_MODULES", TRUSTED)
 
 
+MLP = MlpSpace(
+    classes=3, features=5, widths=(2, 4), hidden_widths=(2, 4), depths=(1,), norm_group=2
+)
+VIT = VitSpace(
+    classes=3,
+    in_channels=1,
+    resolution=8,
+    patch=4,
+    stages=(Stage((4, 8), (1,), (1, 2), qkv=8, hiddens=(4, 8), relative=1),),
+)
 SPACES: Mapping[str, Callable[[], Space]] = {
     "digits": lambda: DIGITS,
     "small": lambda: SMALL,
+    "tdnn": lambda: PRESETS["tdnn-digits"],
     "resnet": lambda: declared("RESNET"),
     "mixed": lambda: declared("MIXED"),
     "squeezenet": lambda: declared("SQUEEZENET"),
@@ -86,9 +101,9 @@ def test_kernels_keep_their_centre_and_outputs_their_classes() -> None:
 
 
 def test_every_channel_axis_of_the_families_is_sorted() -> None:
-    for space in (DIGITS, SMALL, declared("RESNET"), declared("SQUEEZENET")):
+    for space in (DIGITS, SMALL, PRESETS["tdnn-har"], declared("RESNET"), declared("SQUEEZENET")):
         axes = {axis for t in layout(space).values() for axis in t.axes if axis}
-        plain = {a for a in axes if not a.endswith(".k") and "+" not in a and "*" not in a}
+        plain = {a for a in axes - structure_of(space).composed.keys() if not a.endswith(".k")}
         assert set(sortable(space)) == plain
 
 
@@ -160,6 +175,17 @@ def test_an_axis_whose_order_has_a_meaning_is_left_alone() -> None:
     assert all(torch.equal(found.weights[name], weights[name]) for name in weights)
 
 
+@pytest.mark.parametrize("space", [MLP, VIT], ids=lambda space: space.family)
+def test_groups_and_heads_keep_their_channels(space: Space) -> None:
+    """Of few groups a random order may keep all by chance."""
+    weights, x = shared_weights(space), inputs(space, space.largest(), 0)
+    found = reorder(space, weights)
+    assert any(list(order) != sorted(order) for order in found.order.values())
+    before = extract(space, space.largest(), weights).eval()(x)
+    after = extract(space, space.largest(), found.weights).eval()(x)
+    assert torch.allclose(before, after, atol=1e-5)
+
+
 def test_an_axis_of_which_a_family_says_what_stays_together_is_sorted_by_that() -> None:
     space = StatedHeadSpace()
     weights, x = shared_weights(space, 3), inputs(space, space.largest(), 0)
@@ -170,3 +196,29 @@ def test_an_axis_of_which_a_family_says_what_stays_together_is_sorted_by_that() 
     before = extract(space, space.largest(), weights)(x)
     after = extract(space, space.largest(), found.weights)(x)
     assert torch.allclose(before, after, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stem.linear.weight": None}, r"stem\.linear\.weight is missing; expected: \(4, 5\)"),
+        (
+            {"classifier.bias": torch.zeros(7)},
+            r"classifier\.bias is \(7,\); expected: \(3,\)\. .*warm_start",
+        ),
+        ({"fc.bias": torch.zeros(7)}, r"fc\.bias is \(7,\); expected: no such tensor"),
+    ],
+)
+def test_weights_of_another_space_are_refused_naming_tensor_and_shapes(
+    change: dict[str, Tensor | None], words: str
+) -> None:
+    weights: dict[str, Tensor | None] = {**shared_weights(MLP), **change}
+    given = {name: value for name, value in weights.items() if value is not None}
+    for use in (lambda: reorder(MLP, given), lambda: extract(MLP, MLP.largest(), given)):
+        with pytest.raises(UsageError, match=words):
+            use()
+
+
+def test_an_architecture_of_another_space_is_refused() -> None:
+    with pytest.raises(UsageError, match="architecture: width is missing"):
+        extract(MLP, VIT.largest(), shared_weights(MLP))

@@ -446,6 +446,7 @@ def test_the_space_that_impossible_ones_differ_from_is_possible() -> None:
         ({"embeds": None}, "embeds = None"),
         ({"depths": []}, "depth"),
         ({"qkv": "32"}, "qkv = "),
+        ({"ratios": [0, 0.01, 2]}, "0.01 of an embedding of .* is no channel"),
         ({"ratios": []}, "ratios = .*hiddens = .*exactly one"),
         ({"hiddens": [8]}, "exactly one"),
         ({"ratios": [float("nan")]}, "ratios"),

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..axes import Index, Selection, centred, indices, prefix
 from ..cost import LayerPlan
@@ -121,6 +122,13 @@ class DeclaredSpace(Space):
             take_plain_memory(module)
         return module
 
+    def initial_values(self, seed: int) -> Mapping[str, Tensor]:
+        """What the user's own constructors draw: nobody else knows how his tensors should start."""
+        # Layers draw from torch's global generator, which is left as it was.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)
+            return dict(self.build(self.largest()).named_parameters())
+
     def layers(self, arch: Arch) -> tuple[LayerPlan, ...]:
         """A row for each layer and each operation that needs memory of its own."""
         found = self.meaning
@@ -141,9 +149,8 @@ class DeclaredSpace(Space):
         return (first, *(arch.count("resolution") for _ in rest))
 
     def structure(self) -> Structure:
-        """Which axes follow others: flattened maps, concatenations; and groups of norm layers."""
-        found = self.meaning
-        return Structure(found.composed, found.wiring.units)
+        """Which axes follow others: flattened maps and concatenations."""
+        return Structure(self.meaning.composed)
 
     def report(self) -> str:
         """What was understood, a line per gene: its options, and the layers that vary with it."""

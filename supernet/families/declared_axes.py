@@ -12,10 +12,8 @@ from ..errors import UsageError
 from ..space import Gene, Value
 from ..structure import Stretch
 from .declared_choices import Choice, Elastic, elastic_kernels, elastic_widths
-from .declared_graph import Layer, Trace
+from .declared_graph import WHERE, Layer, Trace
 from .declared_ties import Dim, Dims, Ties, fixed, size_of
-
-WHERE = "space declared"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ from fnmatch import fnmatchcase
 
 from ..errors import UsageError
 from ..space import Value
-from .declared_graph import Layer
+from .declared_graph import WHERE, Layer
 from .declared_ties import Ties
-
-WHERE = "space declared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,24 @@ def elastic_widths(
         if not fresh:
             raise UsageError(f"{WHERE}: widths: {choice.layers!r} matches nothing that can vary")
     order = sorted(taken, key=ties.producers.index)
-    return tuple(_width(ties, named[root], taken[root]) for root in order)
+    found = tuple(_width(ties, named[root], taken[root]) for root in order)
+    _check_distinct(found)
+    return found
+
+
+def _check_distinct(widths: Sequence[Elastic]) -> None:
+    """Two options of a gene must differ somewhere: search would compare a network with itself."""
+    for gene in dict.fromkeys(width.gene for width in widths):
+        alike = [width for width in widths if width.gene == gene]
+        options = list(alike[0].sizes)
+        columns = list(zip(*(width.sizes.values() for width in alike), strict=False))
+        for at, sizes in enumerate(columns[1:], 1):
+            if sizes == columns[at - 1]:
+                raise UsageError(
+                    f"{WHERE}: widths: {options[at - 1]} and {options[at]} of {gene} are the same "
+                    f"{sizes[0]} channels in {alike[0].layers[0]}; leave one of them out, if need be "
+                    "in a line for this layer alone"
+                )
 
 
 def _weight(choice: Choice) -> tuple[bool, int]:
@@ -129,8 +144,8 @@ def elastic_kernels(layers: Mapping[str, Layer], choices: Sequence[Choice]) -> t
         if not fresh:
             raise UsageError(f"{WHERE}: kernels: {choice.layers!r} matches nothing that can vary")
         _ascending("kernels", choice, last=layers[fresh[0]].kernel[0])
-        if even := [option for option in choice.options if option % 2 == 0]:
-            raise UsageError(f"{WHERE}: kernels: {choice.layers} = {even[0]}; odd sizes only")
+        if wrong := [option for option in choice.options if option % 2 != 1]:
+            raise UsageError(f"{WHERE}: kernels: {choice.layers} = {wrong[0]}; odd sizes only")
         taken.update(dict.fromkeys(fresh, choice))
     return tuple(
         Elastic(

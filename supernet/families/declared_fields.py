@@ -10,11 +10,11 @@ from typing import Any, TypeGuard
 from ..errors import UsageError
 from ..space import Value
 from .declared_choices import Choice
+from .declared_graph import WHERE
 
 Json = bool | int | float | str | None | tuple["Json", ...]
 Arguments = tuple[tuple[str, Json], ...]
 Depths = tuple[tuple[str, tuple[str, ...]], ...]
-WHERE = "space declared"
 
 
 def arguments(raw: object) -> Arguments:
@@ -57,8 +57,12 @@ def depths(raw: object) -> Depths:
 
 
 def sizes(field: str, raw: object, *, ascending: bool = False) -> tuple[int, ...]:
-    """Whole numbers of at least 1."""
-    if not _is_list(raw) or any(type(size) is not int or size < 1 for size in raw):
+    """Whole numbers of at least 1; `ascending` ones may be none at all."""
+    if (
+        not _is_list(raw)
+        or not (raw or ascending)
+        or any(type(size) is not int or size < 1 for size in raw)
+    ):
         raise UsageError(f"{WHERE}: {field} = {raw!r}; a list of whole numbers above 0 expected")
     found = tuple(raw)
     if ascending and list(found) != sorted(set(found)):

@@ -12,6 +12,8 @@ from .declared_ties import Dim, Dims, Ties
 
 BATCH = 2
 """Examples in the batch that is followed."""
+WHERE = "space declared"
+"""How the errors about a declaration begin."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ gets smaller tensors. So nothing needs to be known about its other attributes.
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..axes import Region, Selection, tag, view
 from ..errors import UsageError
 from .declared_axes import axis_of
-from .declared_graph import Layer
+from .declared_graph import WHERE, Layer
 from .declared_rules import is_depthwise
 
-WHERE = "space declared"
 Axes = tuple[str | None, ...]
 
 
@@ -117,16 +117,39 @@ def _restate_norm(layer: nn.Module, axes: Axes, selection: Selection) -> None:
         layer.num_channels = channels
 
 
-def check_buffers(module: nn.Module) -> None:
-    """UsageError for a tensor that is neither weight nor norm statistics: no one would send it."""
+def check_tensors(module: nn.Module) -> None:
+    """UsageError for a tensor that subnets could not get: they receive parameters, each by one name."""
+    owner: dict[int, str] = {}
     for path, layer in module.named_modules():
+        at = f"{path}." if path else ""
+        if is_parametrized(layer):
+            raise UsageError(
+                f"{WHERE}: {at}{next(iter(layer.parametrizations))} is computed from other tensors "
+                "(weight_norm, spectral_norm, another parametrization); register it plainly"
+            )
+        for name, parameter in layer.named_parameters(recurse=False, remove_duplicate=False):
+            first = owner.setdefault(id(parameter), at + name)
+            if first != at + name:
+                raise UsageError(
+                    f"{WHERE}: {first} and {at}{name} are one parameter (tied weights), which would "
+                    "be trained as two; give each layer its own"
+                )
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             continue
         for name, _ in layer.named_buffers(recurse=False):
             raise UsageError(
-                f"{WHERE}: buffer {path + '.' if path else ''}{name}: only norm layers may have "
-                "buffers; make it a constant in forward, or a parameter"
+                f"{WHERE}: buffer {at}{name}: only norm layers may have buffers; make it a constant "
+                "in forward, or a parameter"
             )
+    for path, layer in module.named_modules():
+        for name, value in vars(layer).items():
+            held = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(t, Tensor) and t.is_meta and id(t) not in owner for t in held):
+                raise UsageError(
+                    f"{WHERE}: {path + '.' if path else ''}{name} holds a tensor that is neither "
+                    "parameter nor buffer, so that its values reach no subnet; make it a number, a "
+                    "constant in forward, or a parameter"
+                )
 
 
 def leave_out(module: nn.Module, block: str) -> None:

@@ -20,14 +20,13 @@ from ..structure import positions_of
 from .declared_axes import Wiring, composed, layers_named, wire
 from .declared_choices import Choice
 from .declared_fields import Arguments, Depths, thawed
-from .declared_graph import BATCH, Graph, Layer
-from .declared_layers import Axes, check_buffers, cut_layer, tensor_axes
+from .declared_graph import BATCH, WHERE, Graph, Layer
+from .declared_layers import Axes, cut_layer, tensor_axes
 from .declared_source import made, said
 from .declared_steps import CONVOLUTIONS, Sizes
 from .declared_ties import Dim
 from .declared_trace import trace
 
-WHERE = "space declared"
 AS_NUMBER = "a size is written there as a number; take it from the tensor's shape"
 Shape = tuple[int, ...]
 
@@ -83,7 +82,6 @@ class Meaning:
 def meaning(declared: Declaration) -> Meaning:
     """Follow the module, apply the declaration, check it on the smallest sizes."""
     module = declared.make()
-    check_buffers(module)
     blocks = _blocks(declared, module)
     traces = {shape: trace(module, shape, blocks) for shape in declared.shapes()}
     first = next(iter(traces.values()))
@@ -138,8 +136,21 @@ def _check_norms(graph: Graph) -> None:
     for op in graph.ops:
         if not op.kind.startswith("batchnorm"):
             continue
-        (source,) = op.inputs
-        if graph.ops[source].kind not in CONVOLUTIONS or readers[source] > 1:
+        (at,) = op.inputs
+        source = graph.ops[at]
+        if source.kind in CONVOLUTIONS and source.block != op.block:
+            raise UsageError(
+                f"{WHERE}: norm layer {op.path} is folded into {source.path} when a subnet is "
+                f"exported; one of them is in {source.block or op.block}, which may be left out, "
+                "and the other is not. Put both inside or both outside"
+            )
+        if source.kind == "linear" and len(op.dims) != 2:
+            raise UsageError(
+                f"{WHERE}: norm layer {op.path} normalizes dimension 1 of {source.path}'s output, "
+                "which has its channels last, so it cannot be folded when a subnet is exported; "
+                "use layer normalization"
+            )
+        if source.kind not in CONVOLUTIONS or readers[at] > 1:
             raise UsageError(
                 f"{WHERE}: norm layer {op.path} must be the only reader of a convolution or linear "
                 "layer, into which it is folded when a subnet is exported; elsewhere use group or "

@@ -157,11 +157,13 @@ def _flattened(seen: Seen, dims: Dims, where: str) -> Dim:
 def of_order(seen: Seen, node: fx.Node, where: str) -> Dims:
     """Exchanged or reduced dimensions, found by what happens to a tensor of distinct sizes."""
     source = seen.inputs(node)[0]
+    if node.all_input_nodes != [source]:  # which dimension it is may follow from another value
+        return seen.unknown(node, where)
     dims = seen.dims[source]
     probe = torch.empty(list(range(2, 2 + len(dims))), device="meta")
-    args = [probe if arg is source else arg for arg in node.args]
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: probe)
     call = getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
-    found = call(*args, **node.kwargs)  # type: ignore[operator]
+    found = call(*args, **kwargs)  # type: ignore[operator]
     return tuple(dims[size - 2] if size > 1 else fixed(1) for size in found.shape)
 
 

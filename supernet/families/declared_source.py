@@ -17,17 +17,18 @@ from torch import nn
 
 from ..errors import UsageError
 from ..torchvision_import import import_module
+from .declared_graph import WHERE
+from .declared_layers import check_tensors
 
 TRUST = "FEDOFA_MODULES"
 NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
-WHERE = "space declared"
 
 
 def made(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The module that the function `module:function` returns for these keyword arguments.
 
     Made on the current default device. UsageError when it is not trusted, cannot be imported,
-    raises, or returns something else.
+    raises, or returns something else, or a module with tensors that subnets could not get.
     """
     check_trusted(name)
     build = _function(name)
@@ -37,7 +38,8 @@ def made(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise UsageError(f"{WHERE}: {name} called with {dict(arguments)}: {said(error)}") from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"{WHERE}: {name} returned {type(module).__name__}; an nn.Module expected")
-    return module
+    check_tensors(module)  # before the next line, which parts tied weights
+    return module.to(torch.get_default_device())
 
 
 def _called(build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
@@ -48,7 +50,7 @@ def _called(build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     except (NotImplementedError, RuntimeError):
         # It computes with tensors' values on its way, and a tensor without memory has none.
         with torch.device("cpu"):
-            return build(**arguments).to("meta")
+            return build(**arguments)
 
 
 def check_trusted(name: str) -> None:

@@ -12,12 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UsageError
-from .declared_graph import BATCH, Trace
+from .declared_graph import BATCH, WHERE, Trace
 from .declared_operations import LAYERS, UNKNOWN, behaviour, called
 from .declared_source import said
 from .declared_walk import Followed, Walk
-
-WHERE = "space declared"
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...], blocks: Collection[str]) -> Trace:

@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from ..errors import UsageError
-from .declared_graph import Graph, Layer, Op, Trace
+from .declared_graph import WHERE, Graph, Layer, Op, Trace
 from .declared_operations import BEHAVIOURS, LAYERS, UNKNOWN, behaviour, called, canonical
 from .declared_rules import RULES, Seen, is_depthwise, of_layer
 from .declared_ties import Dims, Ties, fixed
-
-WHERE = "space declared"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ that it can be folded into the layer when exported; a ReLU follows the addition;
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..axes import Index, Selection, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
-from ..space import Arch, Gene, Space
+from ..space import Arch, Gene, Space, block_needs
 from .fields import check_counts, check_flag, check_multiples, read_space
 from .layers import Layers
 
@@ -68,7 +68,7 @@ class MlpSpace(Space):
         """Trunk width, depth, and the hidden width of each block."""
         found = [Gene("width", self.widths, role="width"), Gene("depth", self.depths)]
         for j in range(self.depths[-1]):
-            needs = ("depth", j + 1) if j >= self.depths[0] else None
+            needs = block_needs("depth", self.depths, j)
             found.append(Gene(f"b{j}.hidden", self.hidden_widths, needs, role="width"))
         return tuple(found)
 
@@ -128,10 +128,6 @@ class MlpSpace(Space):
         """Trunk width, then each block's hidden width."""
         hidden = " ".join(str(arch[f"b{j}.hidden"]) for j in range(arch.count("depth")))
         return f"{arch['width']}[{hidden}]"
-
-    def to_dict(self) -> dict[str, object]:
-        """Family and every field."""
-        return {"family": self.family, **asdict(self)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:

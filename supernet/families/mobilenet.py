@@ -9,7 +9,7 @@ blocks.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -18,7 +18,7 @@ from torch import nn
 from ..axes import Index, Selection, centred, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
-from ..space import Arch, Gene, Space
+from ..space import Arch, Gene, Space, block_needs
 from .fields import check_counts, check_flag, read_space
 from .layers import Layers
 from .mobilenet_blocks import (
@@ -160,7 +160,7 @@ class MobileNetSpace(Space):
                 Gene(f"s{i}.depth", stage.depths),
             ]
             for j in range(1 if self.tied else stage.depths[-1]):
-                needs = (f"s{i}.depth", j + 1) if j >= stage.depths[0] else None
+                needs = block_needs(f"s{i}.depth", stage.depths, j)
                 found.append(Gene(self._expand(i, j), stage.expands, needs))
                 found.append(Gene(self._kernel(i, j), stage.kernels, needs))
         if self.head_widths:
@@ -318,10 +318,6 @@ class MobileNetSpace(Space):
             )
             parts.append(f"{arch[f's{i}.width']}[{blocks}]")
         return " ".join([*parts, str(self.head_width(arch))])
-
-    def to_dict(self) -> dict[str, object]:
-        """Family and every field."""
-        return {"family": self.family, **asdict(self)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:

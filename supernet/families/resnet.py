@@ -12,7 +12,7 @@ after it, so that it can be folded. MACs and, HeteroFL's apart, parameters are t
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -21,7 +21,7 @@ from torch import nn
 from ..axes import Index, Selection, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
-from ..space import Arch, Gene, Space
+from ..space import Arch, Gene, Space, block_needs
 from .fields import check_counts, read_space
 from .layers import Layers
 from .mobilenet_blocks import make_divisible
@@ -116,7 +116,7 @@ class ResNetSpace(Space):
             found.append(Gene(f"s{i}.width", stage.widths, role="width"))
             found.append(Gene(f"s{i}.depth", stage.depths))
             for j in range(stage.depths[-1]):
-                needs = (f"s{i}.depth", j + 1) if j >= stage.depths[0] else None
+                needs = block_needs(f"s{i}.depth", stage.depths, j)
                 found.append(Gene(f"s{i}.b{j}.expand", stage.expands, needs))
         return tuple(found)
 
@@ -210,10 +210,6 @@ class ResNetSpace(Space):
             expands = " ".join(f"e{arch[f's{i}.b{j}.expand']:g}" for j in range(depth))
             parts.append(f"{self._width(arch, f's{i}.width')}[{expands}]")
         return " ".join(parts)
-
-    def to_dict(self) -> dict[str, object]:
-        """Family and every field."""
-        return {"family": self.family, **asdict(self)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:

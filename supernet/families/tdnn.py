@@ -21,7 +21,7 @@ On GeoTec windows of unseen people, both are as accurate as the original within 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Self
@@ -31,7 +31,8 @@ from torch import nn
 from ..axes import Index, Selection, centred, indices, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
-from ..space import Arch, Gene, Space
+from ..space import Arch, Gene, Space, block_needs
+from ..structure import Stretch, Structure
 from .fields import check_counts, check_multiples, read_space
 from .layers import Layers
 from .mobilenet_blocks import make_divisible
@@ -114,7 +115,7 @@ class TdnnSpace(Space):
         """Stem width, depth, width and kernel per block, width of aggregation and embedding."""
         found = [Gene("stem.width", self.stem_widths, role="width"), Gene("depth", self.depths)]
         for j, block in enumerate(self.blocks):
-            needs = ("depth", j + 1) if j >= self.depths[0] else None
+            needs = block_needs("depth", self.depths, j)
             found.append(Gene(f"b{j}.width", block.widths, needs, role="width"))
             found.append(Gene(f"b{j}.kernel", block.kernels, needs))
         found.append(Gene("aggregate.width", self.aggregate_widths, role="width"))
@@ -179,6 +180,19 @@ class TdnnSpace(Space):
         absent = range(len(used), len(self.blocks))
         return Selection(index, frozenset(f"blocks.{j}" for j in absent))
 
+    def structure(self) -> Structure:
+        """Of which channels the concatenations of groups, blocks and statistics are made."""
+        aggregate = Stretch("aggregate.out", self.aggregate_widths[-1])
+        outputs = [
+            Stretch(f"blocks.{j}.out", block.widths[-1]) for j, block in enumerate(self.blocks)
+        ]
+        groups = {
+            f"blocks.{j}.mid": (Stretch(f"blocks.{j}.group", block.widths[-1] // block.scale),)
+            * block.scale
+            for j, block in enumerate(self.blocks)
+        }
+        return Structure({**groups, "concat": tuple(outputs), "statistics": (aggregate,) * 2})
+
     def build(self, arch: Arch) -> nn.Module:
         """Modules `stem`, `blocks.<j>`, `aggregate` and `head` (`pool`, `embed`, `classifier`)."""
         make = Layers(self.select(arch), dims=1, norm_group=self.norm_group)
@@ -226,10 +240,6 @@ class TdnnSpace(Space):
         blocks = " ".join(f"{block.width}k{block.kernel}" for block in self.used(arch))
         embed = f" {arch['embed.width']}" if self.embed_widths else ""
         return f"{arch['stem.width']}[{blocks}]{arch['aggregate.width']}{embed}"
-
-    def to_dict(self) -> dict[str, object]:
-        """Family and every field."""
-        return {"family": self.family, **asdict(self)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:

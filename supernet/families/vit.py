@@ -11,7 +11,7 @@ There is no batch normalization, so a subnet needs no statistics of its own.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -20,7 +20,8 @@ from torch import nn
 from ..axes import Index, Selection, indices, prefix
 from ..cost import LayerPlan
 from ..errors import UsageError
-from ..space import Arch, Gene, Space, Value
+from ..space import Arch, Gene, Space, Value, block_needs
+from ..structure import Structure
 from .fields import check_counts, read_space
 from .layers import Layers
 from .vit_blocks import Head, SpatialReduction, Tokens, TransformerBlock, TransformerStage, Vit
@@ -65,6 +66,12 @@ class Stage:
             raise UsageError(
                 f"stage: ratios = {self.ratios} and hiddens = {self.hiddens}; exactly one of both "
                 "gives the MLP's widths"
+            )
+        least = min(self.embeds, default=math.inf)
+        if gone := [ratio for ratio in self.ratios if ratio and least * ratio < 1]:
+            raise UsageError(
+                f"stage: ratios = {self.ratios}; {gone[0]} of an embedding of {least} is no channel "
+                "at all; 0 leaves the MLP out"
             )
         most = max(self.heads, default=0)
         if not most or self.qkv % most:
@@ -136,7 +143,7 @@ class VitSpace(Space):
         for i, stage in enumerate(self.stages):
             found += [Gene(f"s{i}.embed", stage.embeds), Gene(f"s{i}.depth", stage.depths)]
             for j in range(stage.depths[-1]):
-                needs = (f"s{i}.depth", j + 1) if j >= stage.depths[0] else None
+                needs = block_needs(f"s{i}.depth", stage.depths, j)
                 found.append(Gene(f"s{i}.b{j}.heads", stage.heads, needs))
                 widths = stage.ratios or stage.hiddens
                 found.append(Gene(f"s{i}.b{j}.{stage.mlp}", widths, needs))
@@ -189,6 +196,17 @@ class VitSpace(Space):
                     absent.add(f"{block.name}.mlp")
         return Selection(index, frozenset(absent))
 
+    def structure(self) -> Structure:
+        """Heads are whole; a stage's embedding begins with that of the stage before."""
+        units = {
+            f"stages.{i}.blocks.{j}.qkv": stage.head_dim
+            for i, stage in enumerate(self.stages)
+            for j in range(stage.depths[-1])
+        }
+        several = len(self.stages) > 1
+        embeds = [f"s{i}.embed" for i in range(len(self.stages)) if several]
+        return Structure(units=units, ordered=frozenset(embeds))
+
     def build(self, arch: Arch) -> nn.Module:
         """Modules `tokens`, `stages.<i>.reduction`, `stages.<i>.blocks.<j>` and `head`."""
         make = Layers(self.select(arch))
@@ -229,10 +247,6 @@ class VitSpace(Space):
             )
             parts.append(f"{arch[f's{i}.embed']}[{blocks}]")
         return " ".join(parts)
-
-    def to_dict(self) -> dict[str, object]:
-        """Family and every field."""
-        return {"family": self.family, **asdict(self)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:

@@ -55,12 +55,12 @@ class RelativePositions(nn.Module):
         ).transpose(1, 2)
         groups_bpu = torch.cat([rows_byxu, columns_byxu], dim=3).flatten(1, 2)
         groups_bnu = functional.pad(groups_bpu, (0, 0, 1, 0))
-        return functional.linear(groups_bnu, self.spread_nu.to(groups_bnu.device))
+        return functional.linear(groups_bnu, self.spread_nu.to(groups_bnu.device, groups_bnu.dtype))
 
     def added(self, mixed_bnd: Tensor, attention_bnn: Tensor) -> Tensor:
         """The mixed values, with the mean position of all tokens by each token's attention."""
         vertical_gud, horizontal_gud = self._tables()
-        spread_un = self.spread_nu.to(attention_bnn.device).transpose(0, 1)
+        spread_un = self.spread_nu.to(attention_bnn.device, attention_bnn.dtype).transpose(0, 1)
         groups_bnu = functional.linear(attention_bnn, spread_un)
         rows_byxu, columns_byxu = self._patches(groups_bnu).chunk(2, dim=3)
         patches_byxd = _by_row(rows_byxu, vertical_gud) + _by_row(
