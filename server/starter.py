@@ -14,7 +14,7 @@ seed = 0
 preset = "digits"            # digits (8x8x1), small (28x28x1), small-32 (32x32x3), mobile (224)
 
 [round]
-rounds = 12
+rounds = 8
 min_clients = 6              # wait for so many devices before the first round
 min_replies = 3              # a round with fewer good updates is abandoned
 deadline_s = 120.0
@@ -25,6 +25,15 @@ lr = 0.3
 epochs = 4
 batch_size = 32
 clip_norm = 1.0
+students = "sandwich"        # with in-place distillation; none: the assigned subnet alone
+
+# Few rounds: everybody trains its largest from the first one on. For some 50 rounds and more leave
+# students and these two tables out: the recipe then grows from cheap subnets to dear ones.
+[sampler]
+kind = "cover"
+
+[server]
+optimizer = "none"           # none, momentum, adam
 
 # Device classes: upper bounds on the subnet that a device of the class trains and gets.
 [classes.gateway]

@@ -166,7 +166,15 @@ def check_federated(space: Space, folder: Path, rounds: int = 3, **recipe: Any) 
         "name": "family",
         "space": plain(space.to_dict()),
         "round": {"rounds": rounds, "deadline_s": 100.0, "join_timeout_s": 0.1},
-        "recipe": {"steps": 6, "batch_size": 16, "lr": 0.05, "clip_norm": 1.0, **recipe},
+        "recipe": {
+            "students": "sandwich",
+            "steps": 6,
+            "batch_size": 16,
+            "lr": 0.05,
+            "clip_norm": 1.0,
+            **recipe,
+        },
+        "sampler": {"kind": "cover"},
         "classes": {"big": {}, "small": {"params": small}},
         "simulation": {
             "data": "synthetic:load",
