@@ -107,7 +107,7 @@ def main(options: Options) -> Record:
                 highlight=False,
             )
     chosen = [r for r in kept if (r["recipe"], r["seed"]) in wanted]
-    summary = summarized(chosen)
+    summary = summarized(chosen, cost(task.space, task.space.largest()).macs)
     Console().print(table(summary, f"{task.name}: accuracy of the best subnet in each budget"))
     return {"summary": summary, "runs": chosen}
 
@@ -126,8 +126,11 @@ def ended_when_stopped(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecuto
         pool.shutdown()
 
 
-def summarized(runs: Sequence[Record]) -> list[Record]:
-    """A row for each recipe: mean ± standard deviation over seeds, and paired against `fedofa`."""
+def summarized(runs: Sequence[Record], most: int) -> list[Record]:
+    """A row for each recipe: mean ± standard deviation over seeds, and paired against `fedofa`.
+
+    `most` are the MACs of the largest subnet.
+    """
     by_recipe = {name: [r for r in runs if r["recipe"] == name] for name in RECIPES}
     ours = {r["seed"]: r["mean"] for r in by_recipe["fedofa"]}
     rows = []
@@ -142,7 +145,7 @@ def summarized(runs: Sequence[Record]) -> list[Record]:
                 "recipe": name,
                 **budgets,
                 "mean": _spread([r["mean"] for r in mine]),
-                "hypervolume": _spread([hypervolume(r) for r in mine]),
+                "hypervolume": _spread([hypervolume(r, most) for r in mine]),
                 "fedofa ahead": "" if name == "fedofa" or not gaps else _gap(gaps),
                 "TMACs": f"{mean(r['train_macs'] for r in mine) / 1e12:.2f}",
                 "MB down/up": f"{mean(r['bytes_sent'] for r in mine) / 1e6:.0f}/"
@@ -153,10 +156,12 @@ def summarized(runs: Sequence[Record]) -> list[Record]:
     return rows
 
 
-def hypervolume(record: Mapping[str, Any]) -> float:
-    """Area under the front of accuracy over MACs, MACs as a share of the dearest budget, 0 to 1."""
+def hypervolume(record: Mapping[str, Any], most: int) -> float:
+    """Area under the front of accuracy over MACs, 0 to 1: MACs as a share of `most`, the largest
+    subnet's; below the cheapest subnet nothing is counted.
+    """
     points = sorted(zip(record["macs"], record["accuracy"], strict=True))
-    most, area, best = points[-1][0], 0.0, 0.0
+    area, best = 0.0, 0.0
     edges = [macs for macs, _ in points[1:]] + [most]
     for (macs, accuracy), edge in zip(points, edges, strict=True):
         best = max(best, accuracy)

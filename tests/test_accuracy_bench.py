@@ -98,16 +98,18 @@ def test_the_table_pairs_seeds_and_says_how_far_ahead_ours_is() -> None:
         record("heterofl", 0, 0.7, 0.7, 0.9, 0.9),
         record("heterofl", 1, 0.6, 0.6, 0.7, 0.7),
     ]
-    ours, theirs = summarized(runs)
+    ours, theirs = summarized(runs, 640)
     assert ours["mean"] == "80.00 ± 7.07"
     assert theirs["fedofa ahead"] == "+7.50 ± 2.50"
     assert theirs["seeds"] == 2
 
 
 def test_hypervolume_is_the_area_under_the_front() -> None:
-    assert hypervolume(record("x", 0, 0.5, 0.9)) == pytest.approx(0.5 * 30 / 40)
+    assert hypervolume(record("x", 0, 0.5, 0.9), 40) == pytest.approx(0.5 * 30 / 40)
     # A dearer subnet that is worse takes nothing away.
-    assert hypervolume(record("x", 0, 0.5, 0.4, 0.6)) == pytest.approx(0.5 * 150 / 160)
+    assert hypervolume(record("x", 0, 0.5, 0.4, 0.6), 160) == pytest.approx(0.5 * 150 / 160)
+    # A cheap one that is good is good in every dearer budget.
+    assert hypervolume(record("x", 0, 0.9), 40) == pytest.approx(0.9 * 30 / 40)
 
 
 def test_the_standard_error_of_one_pair_is_infinite() -> None:
