@@ -1,4 +1,4 @@
-"""A picture of accuracy over MACs, a line for each recipe, from a results file."""
+"""A picture of accuracy over budgets of MACs, a line for each recipe, from a results file."""
 
 import json
 from pathlib import Path
@@ -14,16 +14,18 @@ def plot(results: Path, picture: Path) -> None:
 
     found = json.loads(results.read_text())
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    budgets = [macs / 1e6 for macs in found["task"]["budgets"].values()]
     names = dict.fromkeys(run["recipe"] for run in found["runs"])
     for name in sorted(names, key=lambda n: n != "fedofa"):
         runs = [run for run in found["runs"] if run["recipe"] == name]
-        macs = [mean(c) / 1e6 for c in zip(*(run["macs"] for run in runs), strict=True)]
         accuracy = [100 * mean(c) for c in zip(*(run["accuracy"] for run in runs), strict=True)]
         wide = 2.5 if name == "fedofa" else 1.2
         style = "--" if name == "fedavg-separate" else "-"
-        axes.plot(macs, accuracy, style, marker="o", linewidth=wide, label=name)
+        axes.plot(budgets, accuracy, style, marker="o", linewidth=wide, label=name)
     axes.set_xscale("log")
-    axes.set_xlabel("million MACs of the subnet")
+    axes.set_xticks(budgets, [f"{budget:.2g}" for budget in budgets])
+    axes.minorticks_off()
+    axes.set_xlabel("budget, million MACs")
     axes.set_ylabel("test accuracy, %")
     seeds = len({run["seed"] for run in found["runs"]})
     axes.set_title(f"{found['task']['data']}: best subnet in each budget, mean of {seeds} seeds")
