@@ -483,3 +483,13 @@ def test_growing_draws_as_many_random_subnets_as_it_is_told() -> None:
 
     assert drawn(1.0) > 100  # of 120; a draw may be the rung itself
     assert 10 < drawn(0.25) < 50
+
+
+@pytest.mark.parametrize("kind", ["growing", "single"])
+def test_what_is_decided_for_the_fleet_does_not_hang_on_who_is_free(kind: str) -> None:
+    clients = fleet(SMALL, 0.1, 0.4, 1.0)
+    settings = {"elastic": 0.0} if kind == "growing" else {}
+    for number in range(1, 10):
+        everybody = assigned(kind, this_round(clients, number), **settings)
+        late = this_round(clients[2:], number, busy=clients[:2])
+        assert assigned(kind, late, **settings)["client-2"] == everybody["client-2"]

@@ -28,10 +28,9 @@ class Growing(Forgetful):
 
     def assign(self, this: Round) -> dict[str, Assigned]:
         """The level's or the client's rung, or a random subnet of its size."""
-        tops = {client.name: rung_that_fits(this.space, client.fits) for client in this.clients}
+        tops = {client.name: rung_that_fits(this.space, client.fits) for client in this.fleet}
         progress = 1.0 if this.number >= this.rounds else this.progress  # also of a single round
-        fleet = [rung_that_fits(this.space, client.fits) for client in this.fleet]
-        level = current_level(this.space, fleet, progress)
+        level = current_level(this.space, list(tops.values()), progress)
         return {
             client.name: Assigned(self._one(this, client, min(level, tops[client.name])))
             for client in this.clients

@@ -2,9 +2,9 @@
 
 An option o of a gene is drawn with p(o) = φ·u + (1-φ)·(τ·ĝ(o)/Σĝ + (1-τ)·u), u uniform, φ =
 `floor`, ĝ a running mean of the size of updates from subnets that had it (for one step at a
-learning rate of 1, in place of the gradient's), τ = (t-1)/(T-1). The update of a
-subnet drawn with Π p counts Π(u/p) in the merge, between 1/`clip` and `clip`, so that the mean over
-draws is that of uniform sampling. (The published code does not reweight, and is biased to what has
+learning rate of 1, in place of the gradient's), τ = (t-1)/(T-1). The update of a subnet drawn with
+Π p counts Π(u/p) in the merge, between 1/`clip` and `clip`, so that the mean over draws is that of
+uniform sampling. (The published code does not reweight, and is biased to what has
 large gradients.) Deviations: draws beyond a client's budget are rejected; sampling of data by the
 same idea is not done.
 """

@@ -1,9 +1,9 @@
 """Boost of the largest network with decay (MaxNet of SuperFedNAS, Khare et al. 2024).
 
 Subnets are assigned by the sandwich spread over the fleet; the updates of the round's largest one
-together get the share β(t) of all weight in the merge, which falls linearly from β₀ = 0.9 to what they would
-have anyway. Deviation: the share is met on weights that every client trains; elsewhere the largest
-one's share is larger still.
+together get the share β(t) of all weight in the merge, which falls linearly from β₀ = 0.9 to what
+they would have anyway. Deviation: the share is met on weights that every client trains; elsewhere
+the largest one's share is larger still.
 """
 
 from dataclasses import dataclass, replace
