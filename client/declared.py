@@ -24,9 +24,11 @@ def read_profile(path: Path) -> Declared:
         raise UsageError(f"profile file {path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(
-            f"profile file {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
-            f"allowed: {', '.join(Declared.model_fields)}; "
-            f"in [budget]: {', '.join(Budget.__match_args__)}"
-        ) from None
+        wrong = f"{'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
+        if first["type"] == "extra_forbidden":
+            wrong += (
+                f"; allowed: {', '.join(Declared.model_fields)}; "
+                f"in [budget]: {', '.join(Budget.__match_args__)}"
+            )
+        raise UsageError(f"profile file {path}: {wrong}") from None
     return declared

@@ -26,8 +26,13 @@ def of_node(node: Mapping[str, object], run: Mapping[str, object]) -> Device:
 
 
 def declared(device: Device) -> Declared:
-    """The profile file's values; UsageError when the file is wrong."""
-    return read_profile(Path(device.profile)) if device.profile else Declared()
+    """The profile file's values, and bits that the device itself gives in their place.
+
+    UsageError when the file is wrong.
+    """
+    found = read_profile(Path(device.profile)) if device.profile else Declared()
+    given = {"train_bits": device.train_bits, "infer_bits": device.infer_bits}
+    return found.model_copy(update={name: bits for name, bits in given.items() if bits})
 
 
 def class_name(device: Device) -> str:

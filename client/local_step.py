@@ -8,12 +8,14 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from ..protos.recipe import Recipe
 from ..supernet.cost import cost
+from ..supernet.fake_quant import quantized
 from ..supernet.losses.alpha_divergence import adaptive_divergence
 from ..supernet.losses.cross_entropy import cross_entropy
 from ..supernet.losses.distillation import distillation
 from ..supernet.losses.logit_adjustment import logit_shift
 from ..supernet.losses.proximal import add_proximal
 from ..supernet.losses.surgery import project
+from ..supernet.precision import FLOAT_BITS
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import on_views
 from .batches import Batch
@@ -25,6 +27,10 @@ class LocalStep:
 
     `leaves` are the assigned subnet's tensors, the only ones that training changes; `macs` is what
     was spent so far: per example and subnet its MACs once for a forward pass, thrice with backward.
+
+    With few `bits` every pass runs on the leaves as rounded at that moment, and the gradients that it
+    finds there are the leaves' (straight-through). Students are cut from the assigned subnet's
+    rounded weights, so their levels are its.
     """
 
     def __init__(
@@ -34,16 +40,22 @@ class LocalStep:
         recipe: Recipe,
         values: Mapping[str, Tensor],
         labels_n: Tensor,
+        bits: int = FLOAT_BITS,
     ) -> None:
         self.leaves = {name: v.detach().clone().requires_grad_() for name, v in values.items()}
         self.macs = 0
-        self._space, self._assigned, self._recipe = space, assigned, recipe
+        self._space, self._assigned, self._recipe, self._bits = space, assigned, recipe, bits
+        # With 32 bits the leaves themselves: nothing is copied, and no step does more than before.
+        self._held = self._rounded()
+        self._copies = {n: v for n, v in self._held.items() if v is not self.leaves[n]}
+        for copy in self._copies.values():
+            copy.requires_grad_()
         self._received = values
         self._shift_c = logit_shift(
             labels_n, space.layers(assigned)[-1].out_channels, recipe.logit_adjustment
         )
-        self._forward = on_views(space, assigned, self.leaves, assigned)
-        self._passes = (OnePass if recipe.one_pass else InTurn)(space, assigned, self.leaves)
+        self._forward = on_views(space, assigned, self._held, assigned)
+        self._passes = (OnePass if recipe.one_pass else InTurn)(space, assigned, self._held)
 
     def fill(self, batch: Batch, students: Sequence[Arch]) -> float:
         """One step's gradients; returns the loss on labels, as a number.
@@ -51,6 +63,7 @@ class LocalStep:
         That of the assigned subnet, or the students' mean where it is not trained.
         """
         recipe, teacher_bc, losses = self._recipe, None, []
+        self._round()
         if recipe.train_assigned:
             teacher_bc = self._forward(batch.inputs(self._space.input_shape(self._assigned)))
             loss = self._on_labels(teacher_bc, batch.labels_b)
@@ -64,6 +77,7 @@ class LocalStep:
                 self._put_together(own)
             if not recipe.train_assigned:
                 losses += found
+        self._hand_over()
         if recipe.proximal:
             add_proximal(self.leaves, self._received, recipe.proximal)
         if recipe.clip_value is not None:
@@ -75,8 +89,9 @@ class LocalStep:
     def rate(self, batch: Batch, arch: Arch) -> float:
         """A subnet's loss on the labels of a batch; nothing is trained."""
         x = batch.inputs(self._space.input_shape(arch))
+        self._round()
         with torch.inference_mode():
-            logits_bc = on_views(self._space, arch, self.leaves, self._assigned)(x)
+            logits_bc = on_views(self._space, arch, self._held, self._assigned)(x)
             loss = self._on_labels(logits_bc, batch.labels_b)
         self._spend(arch, len(batch), FORWARD)
         return loss.item()
@@ -125,19 +140,35 @@ class LocalStep:
         return loss if weight == 1 else weight * loss
 
     def _put_aside(self) -> dict[str, Tensor]:
-        """The gradients so far, taken off the leaves."""
-        found = {n: leaf.grad for n, leaf in self.leaves.items() if leaf.grad is not None}
-        for leaf in self.leaves.values():
-            leaf.grad = None
+        """The gradients so far, taken off what is held."""
+        found = {n: held.grad for n, held in self._held.items() if held.grad is not None}
+        for held in self._held.values():
+            held.grad = None
         return found
 
     def _put_together(self, assigned: dict[str, Tensor]) -> None:
         """The students' gradients and the assigned subnet's, projected."""
         students = self._put_aside()
         project(assigned, students)
-        for name, leaf in self.leaves.items():
+        for name, held in self._held.items():
             parts = [part[name] for part in (assigned, students) if name in part]
-            leaf.grad = sum(parts[1:], parts[0]) if parts else None
+            held.grad = sum(parts[1:], parts[0]) if parts else None
+
+    @torch.no_grad()
+    def _rounded(self) -> Mapping[str, Tensor]:
+        return quantized(self.leaves, self._bits)
+
+    def _round(self) -> None:
+        """Bring the rounded copies up to date with the leaves."""
+        if self._copies:
+            rounded = self._rounded()
+            for name, copy in self._copies.items():
+                copy.detach().copy_(rounded[name])
+
+    def _hand_over(self) -> None:
+        """Give the leaves the gradients of their rounded copies."""
+        for name, copy in self._copies.items():
+            self.leaves[name].grad, copy.grad = copy.grad, None
 
     def _spend(self, arch: Arch, examples: int, passes: int) -> None:
         self.macs += passes * examples * cost(self._space, arch).macs

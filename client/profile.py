@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 
+import numpy as np
 import psutil
 import torch
 from torch.nn import functional
@@ -37,6 +38,8 @@ def profile(
         memory_bytes=declared.memory_bytes or psutil.virtual_memory().available,
         train_macs_per_s=train_speed,
         infer_macs_per_s=infer_speed,
+        train_bits=declared.train_bits,
+        infer_bits=declared.infer_bits,
         budget=declared.budget,
         runtimes=available_runtimes(),
         examples=len(data.train),
@@ -44,7 +47,13 @@ def profile(
         input_shape=tuple(data.train.x.shape[1:]),
         classes=data.classes,
         normalization=data.normalization,
+        labels=label_counts(data) if declared.share_labels else None,
     )
+
+
+def label_counts(data: ClientData) -> tuple[int, ...]:
+    """Training examples of each class."""
+    return tuple(np.bincount(data.train.y, minlength=len(data.classes)).tolist())
 
 
 def measured(preset_name: str) -> dict[str, int | float]:

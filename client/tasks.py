@@ -68,7 +68,8 @@ def run_train(
     flat = _floats(values).copy()
     tensors = split(flat, shapes)
     data = data_of(device)
-    task = LocalTask(space, arch, body.recipe, body.lr, (body.seed, body.round, device.name))
+    key, bits = (body.seed, body.round, device.name), declared(device).train_bits
+    task = LocalTask(space, arch, body.recipe, body.lr, key, bits)
     x = data.normalized(data.train.x)
     done = train(task, tensors, x, data.train.y)
     reply = TrainReply(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..protos.recipe import Recipe
+from ..supernet.fake_quant import quantized
+from ..supernet.precision import FLOAT_BITS
 from ..supernet.space import Arch, Space
 from .allocator import keep_freed_memory
 from .batches import steps
@@ -30,7 +32,8 @@ class Trained:
 class LocalTask:
     """One round's work: which subnet, by which recipe, at which learning rate.
 
-    `key` = (seed, round, device) names the random streams.
+    `key` = (seed, round, device) names the random streams; `bits` is the width of the weights that
+    the device trains with.
     """
 
     space: Space
@@ -38,23 +41,26 @@ class LocalTask:
     recipe: Recipe
     lr: float
     key: tuple[object, ...]
+    bits: int = FLOAT_BITS
 
 
 def train(task: LocalTask, values: dict[str, Tensor], x: Floats, y: Labels) -> Trained:
     """Train `values`, the assigned subnet's tensors, in place on (x, y).
 
-    What a step trains and minimizes is the recipe's. UsageError where it cannot train this space or
-    subnet.
+    What a step trains and minimizes is the recipe's. With few bits `values` become the rounded
+    weights, unless the recipe wants the float ones: those exist on the device for this round only,
+    which begins with what it received. UsageError where it cannot train this space or subnet.
     """
     keep_freed_memory()
     recipe, losses = task.recipe, []
-    local = LocalStep(task.space, task.arch, recipe, values, torch.from_numpy(y))
+    local = LocalStep(task.space, task.arch, recipe, values, torch.from_numpy(y), task.bits)
     students = Students(task.space, task.arch, recipe, task.key)
     optimizer = local_optimizer(recipe, local.leaves.values(), task.lr)
     for step in steps(x, y, recipe, task.key):
         drawn = students.of(step, partial(local.rate, step.batch))
         losses.append(local.fill(step.batch, drawn))
         optimizer.step()
-    for name, leaf in local.leaves.items():
-        values[name].copy_(leaf.detach())
+    bits = task.bits if recipe.return_quantized else FLOAT_BITS
+    for name, value in quantized(local.leaves, bits).items():
+        values[name].copy_(value.detach())
     return Trained(len(losses), float(np.mean(losses)), local.macs)

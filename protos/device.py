@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
+from ..supernet.precision import Bits, check_bits
+
 NODE_KEY = "fedofa-device"
 """Node-config key under which a real device describes itself."""
 FLEET_KEY = "fedofa-fleet"
@@ -25,13 +27,24 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device's description; it travels to its ClientApp as one JSON text."""
+    """A device's description; it travels to its ClientApp as one JSON text.
+
+    Bits that it gives count more than its profile file's: simulated devices have no file.
+    """
 
     name: str
     source: DataSource
     device_class: str | None = None
     profile: str | None = None
     threads: int = 1
+    train_bits: Bits | None = None
+    infer_bits: Bits | None = None
+
+    def __post_init__(self) -> None:
+        for field_name in ("train_bits", "infer_bits"):
+            bits = getattr(self, field_name)
+            if bits is not None:
+                check_bits(f"device {self.name}: {field_name}", bits)
 
     def to_json(self) -> str:
         """As one JSON text."""

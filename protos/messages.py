@@ -8,9 +8,10 @@ MessageError, and nothing else is ever raised for bad input. Importable without 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..supernet.errors import FedofaError
+from ..supernet.precision import FLOAT_BITS, Bits
 from .manifest import FileEntry, FileKind, Normalization
 from .recipe import ArchValues, Recipe
 
@@ -49,20 +50,31 @@ class Body(BaseModel):
 
 
 class Declared(BaseModel):
-    """What a device's profile file may declare; a declared value overrides the measured one."""
+    """What a device's profile file may declare; a declared value overrides the measured one.
+
+    `train_bits` and `infer_bits` are the widths of the weights that it trains and infers with.
+    `share_labels` is its owner's consent that the server learns how many examples of each class it
+    has.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     device_class: str | None = None
+    share_labels: bool = False
     cores: Count | None = Field(None, ge=1)
     memory_bytes: Count | None = Field(None, ge=1)
     train_macs_per_s: Speed | None = None
     infer_macs_per_s: Speed | None = None
+    train_bits: Bits = FLOAT_BITS
+    infer_bits: Bits = FLOAT_BITS
     budget: dict[str, int] = Field(default_factory=dict)
 
 
 class DeviceProfile(Body):
-    """What a device is and can do, and what its data look like (never the data)."""
+    """What a device is and can do, and what its data look like (never the data).
+
+    `labels` are its training examples of each class, given with its owner's consent only.
+    """
 
     device: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     device_class: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -70,6 +82,8 @@ class DeviceProfile(Body):
     memory_bytes: Count = Field(ge=1)
     train_macs_per_s: Speed
     infer_macs_per_s: Speed
+    train_bits: Bits = FLOAT_BITS
+    infer_bits: Bits = FLOAT_BITS
     budget: dict[str, int]
     runtimes: tuple[str, ...]
     examples: Count = Field(ge=1)
@@ -77,6 +91,18 @@ class DeviceProfile(Body):
     input_shape: tuple[Count, ...]
     classes: tuple[str, ...]
     normalization: Normalization
+    labels: tuple[Count, ...] | None = None
+
+    @model_validator(mode="after")
+    def _labels_are_the_examples(self) -> Self:
+        if self.labels is not None and (
+            len(self.labels) != len(self.classes) or sum(self.labels) != self.examples
+        ):
+            raise ValueError(
+                f"labels = {self.labels}: a count for each of {len(self.classes)} classes, "
+                f"{self.examples} together, is expected"
+            )
+        return self
 
 
 class ProfileRequest(Body):

@@ -36,6 +36,10 @@ class Recipe(BaseModel):
     Further terms and bounds: `logit_adjustment` τ corrects for a device's own label frequencies,
     `proximal` μ pulls to the values that were received; `clip_value` bounds each number of the
     gradient, then `clip_norm` its norm.
+
+    A device that trains in few bits (`train_bits` of its profile) returns the rounded weights, the
+    only ones that it would have without floats. `return_quantized` = false has it return the float
+    weights that its training moved. Both are alike for a device of 32 bits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -74,6 +78,8 @@ class Recipe(BaseModel):
     student_weight: float = Field(1.0, ge=0)
     combine: Literal["sum", "mean", "project"] = "sum"
     one_pass: bool = False
+
+    return_quantized: bool = True
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
