@@ -16,8 +16,9 @@ from fedofa.server.events import EventLog
 from fedofa.server.exchange import Answer, Request
 from fedofa.server.fleet import Fleet, Member
 from fedofa.server.limits import training_limits
+from fedofa.server.open_round import Assignments
 from fedofa.server.samplers.assigned import Assigned
-from fedofa.server.training import Assignments, RoundReport, Training
+from fedofa.server.training import RoundReport, Training
 from fedofa.supernet.cost import cost
 from fedofa.supernet.randomness import stream
 from fedofa.supernet.space import Arch, Space

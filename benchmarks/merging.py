@@ -23,6 +23,8 @@ import numpy as np
 import psutil
 import torch
 from fedofa.server.aggregation.overlap_mean import OverlapMean
+from fedofa.server.aggregation.update import Update
+from fedofa.server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from fedofa.supernet.axes import Regions, regions
 from fedofa.supernet.families.mobilenet_presets import MOBILE
 from fedofa.supernet.space import Arch
@@ -73,14 +75,13 @@ def _bytes(name: str) -> float:
 
 
 def _time(name: str) -> Any:
-    shared, updates = initial(SPACE, 0), _updates(name)
+    shapes, updates = shapes_of(_whole()), _updates(name)
 
     def ours() -> None:
-        mean = OverlapMean(shared)
+        mean = OverlapMean(shapes)
         for place in range(UPDATES):
             arch, flat = updates[place % len(updates)]
-            where = regions(SPACE, arch)
-            mean.add(split(flat, shapes_of(where)), where, 1.0 + place)
+            mean.add(Update("d", flat, regions(SPACE, arch), 1.0 + place))
         mean.result()
 
     def reference() -> None:
@@ -131,12 +132,12 @@ def child(name: str, folder: str, count: int) -> None:
         file.write("5")  # reset the kernel's peak
     before = psutil.Process().memory_info().rss
     shared = split(np.load(Path(folder, "shared.npy")), shapes)
-    mean = OverlapMean(shared)
+    mean = OverlapMean(shapes)
     for turn in range(count):
         _add_file(mean, Path(folder, f"{turn % len(places)}.npy"), places[turn % len(places)])
-    merged, _ = mean.result()
+    found = ServerOptimizer(ServerOptimizerConfig(), 1).step(shared, mean.result())
     peak = _peak_bytes()
-    if merged.keys() != shared.keys():
+    if found.keys() != shared.keys():
         raise AssertionError("the merge lost tensors")
     supernet = sum(tensor.nbytes for tensor in shared.values())
     sys.stdout.write(json.dumps(round((peak - before) / supernet, 2)))
@@ -148,14 +149,14 @@ def _whole() -> Regions:
 
 def _add_file(mean: OverlapMean, path: Path, where: Regions) -> None:
     """Add one stored update, which is gone when this returns."""
-    mean.add(split(np.load(path), shapes_of(where)), where, 1.0)
+    mean.add(Update("d", np.load(path), where, 1.0))
 
 
 def _merge_something_small() -> None:
     """What torch sets up at first use is none of the merge's memory."""
-    warm = OverlapMean({"w": torch.zeros(8)})
-    warm.add({"w": torch.ones(4)}, {"w": (slice(0, 4),)}, 1.0)
-    warm.result()
+    warm = OverlapMean({"w": (8,)})
+    warm.add(Update("d", np.ones(4, np.float32), {"w": (slice(0, 4),)}, 1.0))
+    ServerOptimizer(ServerOptimizerConfig(), 1).step({"w": torch.zeros(8)}, warm.result())
 
 
 def _peak_bytes() -> int:

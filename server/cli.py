@@ -24,6 +24,9 @@ State = Annotated[Path, typer.Option(help="Folder of the server's state, runs an
 Json = Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON.")]
 ThenSpecialize = Annotated[bool, typer.Option("--specialize", help="Specialize too, after it.")]
 Seed = Annotated[int | None, typer.Option(help="Replace the configuration's seed.")]
+PublicKeyFile = Annotated[
+    Path | None, typer.Option("--key", help="Public key (PEM); else ledger.pub beside the ledger.")
+]
 
 DEFAULT_CONFIG, DEFAULT_STATE = Path("fedofa.toml"), Path(".fedofa")
 
@@ -142,6 +145,40 @@ def models(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
         for listed in Registry(state / REGISTRY).listing()
     ]
     _print(rows, as_json)
+
+
+@app.command()
+def verify(
+    ledger: Annotated[Path, typer.Option(help="A run's ledger.jsonl, or the run's folder.")],
+    key: PublicKeyFile = None,
+    head: Annotated[
+        str | None, typer.Option(help="A hash that the ledger must hold; shows that none was cut.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a run's ledger with its public key: exit code 1 and the first bad entry, or 0."""
+    from .ledger_report import verdict
+
+    found = verdict(ledger, key, head)
+    if as_json or found["ok"]:
+        _print(found, as_json)
+    else:
+        typer.echo(f"error: {found['error']}", err=True)
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def contributions(
+    ledger: Annotated[Path, typer.Option(help="A run's ledger.jsonl, or the run's folder.")],
+    key: PublicKeyFile = None,
+    as_json: Json = False,
+) -> None:
+    """What each device gave to a run, from its ledger, which is checked first."""
+    from .ledger_report import as_rows, by_device
+
+    found = by_device(ledger, key)
+    _print(found if as_json else as_rows(found), as_json)
 
 
 @app.command()

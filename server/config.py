@@ -14,9 +14,11 @@ from ..supernet.cost import Budget
 from ..supernet.errors import UsageError
 from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
 from ..supernet.space import Space
+from .aggregation.catalogue import AggregationConfig
 from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
 from .recipes import with_recipe
+from .reputation import ReputationConfig
 from .samplers.catalogue import SamplerConfig
 
 # It becomes part of file names and of devices' profiles.
@@ -98,6 +100,8 @@ class RunConfig(_Section):
     recipe: Recipe = Recipe()
     sampler: SamplerConfig = SamplerConfig()
     server: ServerOptimizerConfig = ServerOptimizerConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    reputation: ReputationConfig = ReputationConfig()
     classes: dict[ClassName, ClassConfig]
     search: SearchConfig = SearchConfig()
     export: ExportConfig = ExportConfig()
@@ -125,6 +129,12 @@ class RunConfig(_Section):
         """UsageError when a class's budget fits no subnet, or the method cannot serve the space."""
         space = self.build_space()
         self.sampler.check(space, self.recipe)
+        if self.round.min_replies < self.aggregation.needs():
+            raise UsageError(
+                f"round.min_replies = {self.round.min_replies}: aggregation.rule = "
+                f"{self.aggregation.rule} against {self.aggregation.liars} liars needs at least "
+                f"{self.aggregation.needs()} updates a round; raise it, or lower aggregation.liars"
+            )
         for name, bounds in self.classes.items():
             require_fit(space, bounds.budget(), self.recipe.batch_size, f"classes.{name}")
             size_bytes = largest_int8_bytes(self.export.formats, space.layers(space.smallest()))

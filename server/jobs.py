@@ -18,6 +18,7 @@ from .config import RunConfig, parse_config
 from .events import EventLog
 from .exchange import Exchange
 from .fleet import Roll
+from .ledger import Ledger
 from .specialization import Specialization
 from .strategy import SupernetStrategy
 from .training import Training
@@ -126,12 +127,19 @@ def refuse_busy(folder: Path) -> None:
 def train(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> Training:
     """Train the supernet, from the start or from the newest checkpoint."""
     store = CheckpointStore(Path(job.folder) / CHECKPOINTS, config.round.keep_checkpoints)
-    training = Training(config, roll.space, store, log)
-    if job.resume:
-        training.resume()
+    ledger = Ledger.open(Path(job.folder), config.name)
+    training = Training(config, roll.space, store, log, ledger)
+    if not (job.resume and training.resume()):
+        training.begin()
     log("started", job="train", rounds=config.round.rounds, done=training.round)
     SupernetStrategy(training, roll, roll.exchange, log).start(roll.exchange.grid)
-    log("finished", job="train", rounds=training.round, weights=digest(training.weights))
+    log(
+        "finished",
+        job="train",
+        rounds=training.round,
+        weights=digest(training.weights),
+        ledger=ledger.head,
+    )
     return training
 
 

@@ -1,7 +1,7 @@
 """Server optimizers on the pseudo-gradient of the shared weights (Reddi et al. 2021).
 
-The pseudo-gradient is Δ = merged − previous, on the weights that somebody trained this round;
-weights and optimizer state elsewhere stay as they are.
+The pseudo-gradient is Δ, the merged change, on the weights that somebody trained this round; weights
+and optimizer state elsewhere stay as they are.
 """
 
 from collections.abc import Mapping
@@ -12,34 +12,37 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ..supernet.axes import Weights
+from .aggregation.update import Merged
 
-RATES = {"none": 1.0, "momentum": 1.0, "adam": 0.03}
+RATES = {"none": 1.0, "momentum": 1.0, "adam": 0.03, "yogi": 0.03}
 ROUNDS_A_MEMORY, MOST_MOMENTUM = 10, 0.8
-Trained = Mapping[str, Tensor | bool]
 
 
 class ServerOptimizerConfig(BaseModel):
-    """`none` takes the mean; `momentum` is FedAvgM; `adam` is FedAdam with adaptivity `tau`.
+    """`none` adds Δ; `momentum` is FedAvgM; `adam` and `yogi` are FedAdam and FedYogi.
 
-    What is None is chosen: `momentum` to suit the run, see `momentum_of`; `lr` is 0.03 with adam,
-    whose first step is else a hundred times what devices moved, and 1 with momentum.
+    What is None is chosen: `momentum` to suit the run, see `momentum_of`; `lr` is 0.03 with adam and
+    yogi, whose first step is else a hundred times what devices moved, and 1 with momentum. `tau` is
+    the adaptivity of adam and yogi. Weights that were trained are multiplied by `shrink` after each
+    step: the factor γ of FedLAW (Li et al. 2023) as a constant.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    optimizer: Literal["none", "momentum", "adam"] = "none"
+    optimizer: Literal["none", "momentum", "adam", "yogi"] = "none"
     lr: float | None = Field(None, gt=0)
     momentum: float | None = Field(None, ge=0, lt=1)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     tau: float = Field(1e-3, gt=0)
+    shrink: float = Field(1.0, gt=0, le=1)
 
     @model_validator(mode="after")
     def _uses_its_rate(self) -> Self:
         if self.optimizer == "none" and self.lr is not None:
             raise ValueError(
                 f"server.lr = {self.lr} is not used with optimizer = none, which takes the mean; "
-                "allowed with momentum, adam"
+                "allowed with momentum, adam, yogi"
             )
         return self
 
@@ -71,39 +74,50 @@ class ServerOptimizer:
         self._config, self._momentum = config, config.momentum_of(rounds)
         self.state: Weights = state or {}
 
-    def step(
-        self, previous: Mapping[str, Tensor], merged: Mapping[str, Tensor], trained: Trained
-    ) -> Weights:
-        """The next shared weights."""
-        if self._config.optimizer == "none":
-            return dict(merged)
+    def step(self, previous: Mapping[str, Tensor], merged: Merged) -> Weights:
+        """The next shared weights; may take the memory of the merged changes."""
         return {
             name: old
-            if trained[name] is False
-            else self._next(name, old, merged[name], trained[name])
+            if merged.trained[name] is False
+            else self._next(name, old, merged.delta[name], merged.trained[name])
             for name, old in previous.items()
         }
 
-    def _next(self, name: str, old: Tensor, mean: Tensor, mask: Tensor | bool) -> Tensor:
-        delta, config = mean - old, self._config
-        if config.optimizer == "momentum":
-            move = self._decayed("m", name, delta, mask, self._momentum, 1.0)
+    def _next(self, name: str, old: Tensor, delta: Tensor, mask: Tensor | bool) -> Tensor:
+        config = self._config
+        if config.optimizer == "none":
+            new = delta.add_(old)
+        elif config.optimizer == "momentum":
+            new = old + config.rate * self._decayed("m", name, delta, mask, self._momentum, 1.0)
         else:
             first = self._decayed("m", name, delta, mask, config.beta1, 1 - config.beta1)
-            squares = delta.square()
-            second = self._decayed("v", name, squares, mask, config.beta2, 1 - config.beta2)
-            move = first / (second.sqrt() + config.tau)
-        new = old + config.rate * move
-        return new if mask is True else torch.where(torch.as_tensor(mask), new, old)
+            second = self._squares(name, delta, mask)
+            new = old + config.rate * first / (second.sqrt() + config.tau)
+        if config.shrink < 1:
+            new.mul_(config.shrink)
+        return new if mask is True else torch.where(torch.as_tensor(mask), new, old, out=new)
+
+    def _squares(self, name: str, delta: Tensor, mask: Tensor | bool) -> Tensor:
+        config, squares = self._config, delta.square()
+        if config.optimizer == "adam":
+            return self._decayed("v", name, squares, mask, config.beta2, 1 - config.beta2)
+        # Yogi moves its estimate by at most a share of the new square, in the square's direction.
+        old = self.state.get(f"v/{name}")
+        before = torch.zeros_like(squares) if old is None else old
+        new = before - (1 - config.beta2) * squares * torch.sign(before - squares)
+        return self._kept("v", name, new, before, mask)
 
     def _decayed(
         self, kind: str, name: str, value: Tensor, mask: Tensor | bool, keep: float, gain: float
     ) -> Tensor:
-        key = f"{kind}/{name}"
-        old = self.state.get(key)
-        new = gain * value if old is None else keep * old + gain * value
-        if mask is not True:
-            before = torch.zeros_like(value) if old is None else old
-            new = torch.where(torch.as_tensor(mask), new, before)
-        self.state[key] = new
-        return new
+        old = self.state.get(f"{kind}/{name}")
+        before = torch.zeros_like(value) if old is None else old
+        return self._kept(kind, name, keep * before + gain * value, before, mask)
+
+    def _kept(
+        self, kind: str, name: str, new: Tensor, before: Tensor, mask: Tensor | bool
+    ) -> Tensor:
+        """The new state where the mask is, the state before elsewhere; remembered."""
+        found = new if mask is True else torch.where(torch.as_tensor(mask), new, before)
+        self.state[f"{kind}/{name}"] = found
+        return found

@@ -18,7 +18,8 @@ from ..supernet.errors import RunError
 from .events import EventLog
 from .exchange import Exchange, to_answer, to_message
 from .fleet import Fleet, Roll
-from .training import Assignments, RoundReport, Training
+from .open_round import Assignments
+from .training import RoundReport, Training
 
 MAX_ABANDONED = 3
 

@@ -3,32 +3,32 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from ..protos.messages import TrainReply, TrainRequest, tensor_shapes
 from ..supernet.axes import layout
-from ..supernet.errors import RefusedUpdate, RunError
+from ..supernet.cost import cost
+from ..supernet.errors import RunError
 from ..supernet.space import Space, plain
-from ..supernet.weights import digest, gather, initial, shapes_of, split
-from .aggregation.overlap_mean import OverlapMean
+from ..supernet.weights import digest, gather, initial, shapes_of
 from .assignment import assign, remember
+from .books import Books
 from .checkpoint import Checkpoint, CheckpointStore
 from .config import RunConfig
 from .coverage import Coverage
 from .events import EventLog
 from .exchange import Answer, Request, in_order
 from .fleet import Fleet, Member
+from .ledger import Ledger
+from .open_round import Asked, Assignments, OpenRound
 from .optimizer import ServerOptimizer
-from .samplers.assigned import Assigned, Client, Outcome, Round
-from .validation import Expected, checked
+from .reputation import Reputation
+from .samplers.assigned import Assigned, Client, Round
 
-FINGERPRINT = ("seed", "recipe", "sampler", "server", "classes")
+FINGERPRINT = ("seed", "recipe", "sampler", "server", "aggregation", "reputation", "classes")
 UNTIL_THE_END = ("growing", "ramp", "maxnet", "delayed", "importance")
 """Sampling methods whose draws depend on how many rounds there will be."""
-Assignments = dict[int, tuple[Member, Assigned]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +48,30 @@ class RoundReport:
     seconds: float
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Running figures of one round; `examples` weighs the loss."""
-
-    accepted: int = 0
-    refused: int = 0
-    loss: float = 0.0
-    examples: int = 0
-    train_macs: int = 0
-    bytes_received: int = 0
-    outcomes: list[Outcome] = field(default_factory=list)
-
-
 class Training:
-    """The state of one supernet training run; `round` is the last one that is done."""
+    """The state of one supernet training run; `round` is the last one that is done.
+
+    Without a ledger no record of contributions is kept.
+    """
 
     def __init__(
-        self, config: RunConfig, space: Space, store: CheckpointStore, log: EventLog
+        self,
+        config: RunConfig,
+        space: Space,
+        store: CheckpointStore,
+        log: EventLog,
+        ledger: Ledger | None = None,
     ) -> None:
         self.config, self.space, self.store, self.log = config, space, store, log
+        self.ledger = ledger
         self.round = 0
         self.weights = initial(space, config.seed)
         self.optimizer = ServerOptimizer(config.server, config.round.rounds)
         self.coverage = Coverage(layout(space))
+        self.reputation = Reputation(config.reputation)
         self.memory: Mapping[str, Any] = {}
+        self._rule_memory: Mapping[str, Any] = {}
+        self._shapes = {name: tensor.shape for name, tensor in layout(space).items()}
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint; False when there is none."""
@@ -91,10 +90,19 @@ class Training:
             self.config.server, self.config.round.rounds, found.optimizer
         )
         self.coverage = Coverage(layout(self.space), found.ages)
-        memory = found.notes.get("sampler", {})
-        self.memory = memory if isinstance(memory, dict) else {}
+        self.memory = _noted(found, "sampler")
+        self._rule_memory = _noted(found, "aggregation")
+        self.reputation = Reputation(self.config.reputation, _noted(found, "reputation"))
         self.log("resumed", round=self.round, weights=digest(self.weights))
+        if self.ledger is not None:
+            head = found.notes.get("ledger")
+            self.ledger.resumed(self.round, self._digest(), str(head) if head else None)
         return True
+
+    def begin(self) -> None:
+        """Note that a fresh run begins."""
+        if self.ledger is not None:
+            self.ledger.started(self.round, self._digest())
 
     def fingerprint(self) -> dict[str, object]:
         """The parts of the configuration that decide the weights."""
@@ -113,9 +121,11 @@ class Training:
         return {**parts, "round": rounds, "space": plain(self.space.to_dict())}
 
     def assignments(self, fleet: Fleet, busy: frozenset[int] = frozenset()) -> Assignments:
-        """Node → (member, subnet) for the coming round, leaving out nodes that are busy."""
-        free = [m for m in fleet.members.values() if m.node not in busy]
-        this = self._this_round(free, [m for m in fleet.members.values() if m.node in busy])
+        """Node → (member, subnet) for the coming round, without busy nodes and those in quarantine."""
+        resting = self.reputation.resting(self.round + 1)
+        out = busy | {m.node for m in fleet.members.values() if m.name in resting}
+        free = [m for m in fleet.members.values() if m.node not in out]
+        this = self._this_round(free, [m for m in fleet.members.values() if m.node in out])
         chosen = assign(self.config.sampler, this, self.coverage.ages)
         return {m.node: (m, chosen[m.name]) for m in free if m.name in chosen}
 
@@ -169,34 +179,49 @@ class Training:
         None when the round is abandoned for too few good updates: then nothing has changed.
         """
         begin = time.perf_counter()
-        fold, tally = OverlapMean(self.weights), _Tally()
+        number, before = self.round + 1, self._digest()
+        books = Books(number, before, self.log, self.reputation, self.ledger)
+        for member, assigned in assignments.values():
+            books.assigned(member.name, assigned, cost(self.space, assigned.arch).macs)
+        asked = Asked(
+            self.config, self.space, number, self.learning_rate(), self.weights, assignments
+        )
+        fold = self.config.aggregation.fold(self._shapes, self._rule_memory)
+        work = OpenRound(asked, fleet, fold, self._shapes, books)
         # The same order whatever the order of arrival: equal bits on a network and in one process.
         for answer in in_order(answers, list(assignments)):
-            self._take(answer, assignments, fleet, fold, tally)
+            work.take(answer)
+        tally = work.tally
         if tally.accepted < self.config.round.min_replies:
-            self.log("round_abandoned", round=self.round + 1, accepted=tally.accepted)
+            books.abandoned(tally.accepted)
             return None
-        merged, trained = fold.result()
+        merged = work.merged()
         this = self._this_round(member for member, _ in assignments.values())
         self.memory = remember(self.config.sampler, this, self.coverage.ages, tally.outcomes)
-        self.weights = self.optimizer.step(self.weights, merged, trained)
-        self.round += 1
+        self._rule_memory = merged.memory
+        self.weights = self.optimizer.step(self.weights, merged)
+        self.round = number
         report = RoundReport(
             round=self.round,
             accepted=tally.accepted,
             refused=tally.refused,
             missing=len(assignments) - tally.accepted - tally.refused,
             loss=tally.loss / tally.examples,
-            coverage=self.coverage.update(trained),
+            coverage=self.coverage.update(merged.trained),
             oldest=self.coverage.oldest(),
             train_macs=tally.train_macs,
             bytes_sent=sum(sent_bytes(self.space, a) for _, a in assignments.values()),
             bytes_received=tally.bytes_received,
             seconds=time.perf_counter() - begin,
         )
+        books.done(self._digest(), report.coverage)
         self.checkpoint()
         self.log("round", **{name: getattr(report, name) for name in RoundReport.__match_args__})
         return report
+
+    def _digest(self) -> str:
+        """The weights' digest for the ledger; not worked out where none is kept."""
+        return digest(self.weights) if self.ledger is not None else ""
 
     def checkpoint(self) -> None:
         """Write the state after the last round."""
@@ -204,63 +229,20 @@ class Training:
             "fingerprint": self.fingerprint(),
             "digest": digest(self.weights),
             "sampler": self.memory,
+            "aggregation": self._rule_memory,
+            "reputation": self.reputation.memory,
         }
+        if self.ledger is not None:
+            notes["ledger"] = self.ledger.head
         state = Checkpoint(
             self.round, self.weights, self.optimizer.state, self.coverage.ages, notes
         )
         self.store.write(state)
 
-    def _take(
-        self,
-        answer: Answer[TrainReply],
-        assignments: Assignments,
-        fleet: Fleet,
-        fold: OverlapMean,
-        tally: _Tally,
-    ) -> None:
-        member, assigned = assignments[answer.node]
-        if answer.body is None:
-            self.log("no_update", round=self.round + 1, device=member.name, reason=answer.failure)
-            return
-        where = assigned.regions(self.space)
-        expected = self._expected(member, assigned, fleet)
-        try:
-            flat, weight = checked(expected, answer.body, answer.values)
-        except RefusedUpdate as refusal:
-            tally.refused += 1
-            self.log(
-                "update_refused",
-                round=self.round + 1,
-                device=member.name,
-                code=refusal.code,
-                reason=str(refusal),
-            )
-            return
-        fold.add(split(flat, shapes_of(where)), where, weight * assigned.weight)
-        # Rates fall and devices take unequal numbers of steps: neither says what is under-trained.
-        moved = self.learning_rate() * max(answer.body.steps, 1)
-        change = float(np.sqrt(np.mean(np.square(flat - expected.sent)))) / moved
-        tally.outcomes.append(Outcome(assigned, answer.body.loss, change))
-        tally.accepted += 1
-        tally.loss += answer.body.loss * answer.body.examples
-        tally.examples += answer.body.examples
-        tally.train_macs += answer.body.train_macs
-        tally.bytes_received += flat.nbytes
 
-    def _expected(self, member: Member, assigned: Assigned, fleet: Fleet) -> Expected:
-        where = assigned.regions(self.space)
-        return Expected(
-            run=self.config.name,
-            round=self.round + 1,
-            device=member.name,
-            arch=assigned.arch,
-            tensors=tensor_shapes(shapes_of(where)),
-            sent=gather(self.weights, where),
-            examples=member.profile.examples,
-            typical_examples=fleet.typical_examples,
-            max_update_ratio=self.config.round.max_update_ratio,
-            max_weight_share=self.config.round.max_weight_share,
-        )
+def _noted(found: Checkpoint, part: str) -> Mapping[str, Any]:
+    notes = found.notes.get(part, {})
+    return notes if isinstance(notes, dict) else {}
 
 
 def sent_bytes(space: Space, assigned: Assigned) -> int:

@@ -16,7 +16,7 @@ from ..supernet.weights import Flat
 class Expected:
     """What was asked of one device: run, round, subnet, the values it got, limits.
 
-    `examples` is what its profile stated; `typical_examples` the median over the fleet.
+    `examples` is what its profile stated.
     """
 
     run: str
@@ -26,20 +26,27 @@ class Expected:
     tensors: TensorShapes
     sent: Flat
     examples: int
-    typical_examples: float
     max_update_ratio: float
-    max_weight_share: float
 
 
-def checked(expected: Expected, reply: TrainReply, values: Values | None) -> tuple[Flat, float]:
-    """The update's values and its weight; RefusedUpdate names the first reason to refuse it.
+def checked(expected: Expected, reply: TrainReply, values: Values | None) -> Flat:
+    """The update's change of each value; RefusedUpdate names the first reason to refuse it.
 
     Codes: stale_round, device, assignment_mismatch, schema, dtype, shape, non_finite, bad_weight,
     norm.
     """
     _check_header(expected, reply)
-    flat = _check_array(expected, values)
-    return flat, _check_weight(expected, reply.examples)
+    delta = _check_array(expected, values)
+    if reply.examples < 1 or reply.examples != expected.examples:
+        raise RefusedUpdate(
+            "bad_weight", f"{reply.examples} examples; its profile says {expected.examples}"
+        )
+    return delta
+
+
+def capped_examples(examples: int, typical_examples: float, max_weight_share: float) -> float:
+    """How many examples count: no client has more than so many times the fleet's median."""
+    return min(float(examples), max_weight_share * typical_examples)
 
 
 def _check_header(expected: Expected, reply: TrainReply) -> None:
@@ -66,19 +73,12 @@ def _check_array(expected: Expected, values: Values | None) -> Flat:
     if not np.isfinite(flat).all():
         raise RefusedUpdate("non_finite", _where(expected, int(np.argmin(np.isfinite(flat)))))
     with np.errstate(over="ignore"):  # squares of huge values are infinite, and refused
-        moved = float(np.linalg.norm(flat - expected.sent))
+        delta = flat - expected.sent
+        moved = float(np.linalg.norm(delta))
         limit = expected.max_update_ratio * max(float(np.linalg.norm(expected.sent)), 1.0)
     if not moved <= limit < math.inf:
         raise RefusedUpdate("norm", f"moved by {moved:.3g}; at most {limit:.3g} is accepted")
-    return flat
-
-
-def _check_weight(expected: Expected, examples: int) -> float:
-    if examples < 1 or examples != expected.examples:
-        raise RefusedUpdate(
-            "bad_weight", f"{examples} examples; its profile says {expected.examples}"
-        )
-    return min(float(examples), expected.max_weight_share * expected.typical_examples)
+    return delta
 
 
 def _where(expected: Expected, position: int) -> str:

@@ -138,7 +138,7 @@ def rolled_regions(space: Space, arch: Arch, offset: int) -> Regions:
 def _rolled(index: Index, size: int, offset: int) -> Index:
     if length(index) == size:
         return index
-    return indices([(position + offset) % size for position in _positions(index)])
+    return indices([(position + offset) % size for position in positions(index)])
 
 
 def locate(shared: Layout, selection: Selection) -> dict[str, Region]:
@@ -171,14 +171,15 @@ def _position(axis: str, outer: Index, inner: Index) -> Index:
         if inner.start < outer.start or inner.stop > outer.stop:
             raise ValueError(f"axis {axis}: {inner} lies outside {outer}")
         return slice(inner.start - outer.start, inner.stop - outer.start)
-    place = {position: at for at, position in enumerate(_positions(outer))}
+    place = {position: at for at, position in enumerate(positions(outer))}
     try:
-        return indices([place[position] for position in _positions(inner)])
+        return indices([place[position] for position in positions(inner)])
     except KeyError as missing:
         raise ValueError(f"axis {axis}: position {missing} is not in the outer selection") from None
 
 
-def _positions(index: Index) -> Iterator[int]:
+def positions(index: Index) -> Iterator[int]:
+    """The positions that an index takes, in its order."""
     return iter(range(index.start, index.stop) if isinstance(index, slice) else index)
 
 
@@ -228,8 +229,7 @@ def accumulate(total: Tensor, region: Region, values: Tensor, scale: float) -> N
         part = total if values.shape == total.shape else total[region]
         part.add_(values, alpha=scale)
         return
-    grid = torch.meshgrid(*(torch.tensor(list(_positions(i))) for i in region), indexing="ij")
-    total.index_put_(grid, (values * scale).to(total.dtype), accumulate=True)
+    total.index_put_(index_grid(region), (values * scale).to(total.dtype), accumulate=True)
 
 
 def put(target: Tensor, region: Region, values: Tensor | float) -> None:
@@ -237,5 +237,9 @@ def put(target: Tensor, region: Region, values: Tensor | float) -> None:
     if all(isinstance(index, slice) for index in region):
         target[region] = values
         return
-    grid = torch.meshgrid(*(torch.tensor(list(_positions(i))) for i in region), indexing="ij")
-    target[grid] = values
+    target[index_grid(region)] = values
+
+
+def index_grid(region: Region) -> tuple[Tensor, ...]:
+    """The region as one index tensor for each dimension, each of the region's shape."""
+    return tuple(torch.meshgrid(*(torch.tensor(list(positions(i))) for i in region), indexing="ij"))

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from fedofa.protos.inference import observe_ranges, open_model
 from fedofa.protos.manifest import FileKind
+from fedofa.server.aggregation.update import Merged
 from fedofa.server.config import parse_config
 from fedofa.server.jobs import Job
+from fedofa.server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from fedofa.server.simulate import simulate
 from fedofa.specialize.export import FLOATS, INTS, Subnet, export_floats, module_of, quantize
 from fedofa.supernet.axes import regions, take
@@ -193,3 +195,8 @@ def check_federated(space: Space, folder: Path, rounds: int = 3, **recipe: Any) 
     assert [e["accepted"] for e in done] == [3] * rounds
     losses = [float(str(e["loss"])) for e in done]
     assert losses[-1] < losses[0]
+
+
+def stepped(shared: Weights, found: Merged) -> Weights:
+    """The shared weights after the server takes a merged change as it is."""
+    return ServerOptimizer(ServerOptimizerConfig(), 1).step(shared, found)

@@ -11,17 +11,20 @@ import torch
 from fedofa.benchmarks.merging import KINDS, peak_supernets
 from fedofa.protos.messages import EvaluateReply
 from fedofa.server.aggregation.overlap_mean import OverlapMean
+from fedofa.server.aggregation.update import Merged
+from fedofa.server.aggregation.update import Update as Change
 from fedofa.server.exchange import Answer, in_order
 from fedofa.server.local_grid import LocalGrid
 from fedofa.server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from fedofa.supernet.axes import Region, Regions, regions, shape_of
 from fedofa.supernet.space import Space
-from fedofa.supernet.weights import gather, initial, shapes_of, split
+from fedofa.supernet.weights import gather, initial
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from invariants import stepped
 from strategies import DIGITS, some_space
 from torch import Tensor
 
@@ -50,11 +53,24 @@ def subnet_updates(space: Space, seed: int, clients: int) -> list[Update]:
     return found
 
 
-def merged(shared: Weights, updates: Sequence[Update]) -> tuple[Weights, dict[str, Tensor | bool]]:
-    mean = OverlapMean(shared)
+def change(shared: Weights, values: Weights, where: Regions, weight: float) -> Change:
+    """An update as the rules take it: new values less those that were sent."""
+    flat = gather(values, {name: _whole(value) for name, value in values.items()})
+    return Change("d", flat - gather(shared, where), where, weight)
+
+
+def shapes(shared: Weights) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in shared.items()}
+
+
+def merged(
+    shared: Weights, updates: Sequence[Update]
+) -> tuple[Weights, Mapping[str, Tensor | bool]]:
+    mean = OverlapMean(shapes(shared))
     for values, where, weight in updates:
-        mean.add(values, where, weight)
-    return mean.result()
+        mean.add(change(shared, values, where, weight))
+    found = mean.result()
+    return stepped(shared, found), found.trained
 
 
 def dense_mean(
@@ -162,10 +178,13 @@ def test_a_weight_nobody_trained_keeps_its_bytes() -> None:
 
 
 def test_each_weight_is_averaged_over_the_clients_that_hold_it() -> None:
-    mean = OverlapMean({"w": torch.full((3,), 9.0)})
-    mean.add({"w": torch.tensor([1.0])}, {"w": (slice(0, 1),)}, weight=1)
-    mean.add({"w": torch.tensor([4.0, 6.0])}, {"w": (slice(0, 2),)}, weight=2)
-    weights, trained = mean.result()
+    weights, trained = merged(
+        {"w": torch.full((3,), 9.0)},
+        [
+            ({"w": torch.tensor([1.0])}, {"w": (slice(0, 1),)}, 1),
+            ({"w": torch.tensor([4.0, 6.0])}, {"w": (slice(0, 2),)}, 2),
+        ],
+    )
     assert weights["w"].tolist() == [3.0, 6.0, 9.0]
     assert torch.as_tensor(trained["w"]).tolist() == [True, True, False]
 
@@ -190,12 +209,12 @@ def test_folded_in_a_fixed_order_whatever_the_order_of_arrival_gives_equal_bytes
     found = set()
     for seed in range(12):
         arrival = random.Random(seed).sample(answers, len(answers))
-        mean = OverlapMean(shared)
+        mean = OverlapMean(shapes(shared))
         for answer in in_order(arrival, range(len(answers))):
             _, where, weight = updates[answer.node]
             assert answer.values is not None
-            mean.add(split(answer.values, shapes_of(where)), where, weight)  # type: ignore[arg-type]
-        found.add(b"".join(value.numpy().tobytes() for value in mean.result()[0].values()))
+            mean.add(Change("d", answer.values.astype(np.float32), where, weight))
+        found.add(b"".join(value.numpy().tobytes() for value in mean.result().delta.values()))
     assert len(found) == 1
 
 
@@ -226,15 +245,15 @@ def test_answers_come_in_order_each_once_and_failures_keep_their_place() -> None
 
 def test_memory_does_not_grow_with_the_number_of_clients() -> None:
     """One running sum: what the fold holds is one array per tensor, of the tensor's size."""
-    shared = {"w": torch.zeros(64, 64), "v": torch.zeros(10)}
-    where = {"w": (slice(0, 64), slice(0, 32)), "v": (slice(0, 10),)}
+    where: Regions = {"w": (slice(0, 64), slice(0, 32)), "v": (slice(0, 10),)}
+    delta = np.ones(64 * 32 + 10, np.float32)
     sizes = []
     for clients in (2, 200):
-        mean = OverlapMean(shared)
+        mean = OverlapMean({"w": (64, 64), "v": (10,)})
         for _ in range(clients):
-            mean.add({"w": torch.ones(64, 32), "v": torch.ones(10)}, where, 1.0)
-        sizes.append(_held_elements(mean))
-    assert sizes == [64 * 64 + 10] * 2
+            mean.add(Change("d", delta, dict(where), 1.0))
+        sizes.append(mean._total.numel() + _held_elements(mean.counts()))
+    assert sizes == [2 * (64 * 64 + 10)] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,21 +263,8 @@ def test_a_merge_takes_the_memory_of_weights_one_sum_and_one_update(kind: str) -
     assert 2 <= peak <= 3.1
 
 
-def _held_elements(mean: OverlapMean) -> int:
-    """Elements of all tensors that the fold refers to and the shared weights do not own."""
-    seen: dict[int, Tensor] = {}
-    stack: list[object] = [mean._sums]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, Tensor):
-            seen[value.untyped_storage().data_ptr()] = value
-        elif isinstance(value, Mapping):
-            stack.extend(value.values())
-        elif isinstance(value, list | tuple):
-            stack.extend(value)
-        elif hasattr(value, "__slots__"):
-            stack.extend(getattr(value, name) for name in value.__slots__)
-    return sum(tensor.numel() for tensor in seen.values())
+def _held_elements(weights: Weights) -> int:
+    return sum(value.numel() for value in weights.values())
 
 
 class Reference:
@@ -280,16 +286,21 @@ class Reference:
                 self.w[i] += self.c.rate * self.m[i]
             else:
                 self.m[i] = self.c.beta1 * self.m[i] + (1 - self.c.beta1) * delta
-                self.v[i] = self.c.beta2 * self.v[i] + (1 - self.c.beta2) * delta**2
+                gap = delta**2 if self.c.optimizer == "yogi" else 0.0
+                if self.c.optimizer == "yogi":
+                    self.v[i] -= (1 - self.c.beta2) * gap * np.sign(self.v[i] - gap)
+                else:
+                    self.v[i] = self.c.beta2 * self.v[i] + (1 - self.c.beta2) * delta**2
                 self.w[i] += self.c.rate * self.m[i] / (math.sqrt(self.v[i]) + self.c.tau)
+            self.w[i] *= self.c.shrink
 
 
-@pytest.mark.parametrize("kind", ["none", "momentum", "adam"])
-@given(seed=st.integers(0, 999))
+@pytest.mark.parametrize("kind", ["none", "momentum", "adam", "yogi"])
+@given(seed=st.integers(0, 999), shrink=st.sampled_from([1.0, 0.9]))
 @settings(max_examples=15)
-def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int) -> None:
+def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int, shrink: float) -> None:
     config = ServerOptimizerConfig(
-        optimizer=kind, lr=None if kind == "none" else 0.7, tau=0.01, momentum=0.9
+        optimizer=kind, lr=None if kind == "none" else 0.7, tau=0.01, momentum=0.9, shrink=shrink
     )
     rng = np.random.default_rng(seed)
     weights = {"w": torch.from_numpy(rng.normal(size=(3, 4)).astype(np.float32))}
@@ -299,11 +310,11 @@ def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int) -> N
         choices: list[Tensor | bool] = [True, False, torch.from_numpy(rng.random((3, 4)) < 0.5)]
         mask = choices[int(rng.integers(3))]
         full = np.broadcast_to(np.asarray(mask), (3, 4))
-        merged_weights = {"w": torch.where(torch.from_numpy(full.copy()), mean, weights["w"])}
+        delta = torch.where(torch.from_numpy(full.copy()), mean - weights["w"], 0.0)
         # A new optimizer each round, as after a resume: the state is all that it needs.
         optimizer = ServerOptimizer(config, 4, state)
         before, old_state = weights["w"].numpy().copy(), {k: v.clone() for k, v in state.items()}
-        weights = optimizer.step(weights, merged_weights, {"w": mask})
+        weights = optimizer.step(weights, Merged({"w": delta}, {"w": mask}))
         state = optimizer.state
         reference.step(mean.double().numpy(), full)
         np.testing.assert_allclose(weights["w"].numpy(), reference.w, rtol=1e-4, atol=1e-5)
@@ -314,8 +325,8 @@ def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int) -> N
 
 def test_the_plain_mean_needs_no_state() -> None:
     optimizer = ServerOptimizer(ServerOptimizerConfig(), 4)
-    mean = {"w": torch.ones(2)}
-    assert optimizer.step({"w": torch.zeros(2)}, mean, {"w": True})["w"].tolist() == [1, 1]
+    found = Merged({"w": torch.ones(2)}, {"w": True})
+    assert optimizer.step({"w": torch.zeros(2)}, found)["w"].tolist() == [1, 1]
     assert optimizer.state == {}
 
 

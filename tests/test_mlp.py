@@ -9,6 +9,7 @@ import pytest
 import torch
 from buffers import peak_bytes
 from fedofa.server.aggregation.overlap_mean import OverlapMean
+from fedofa.server.aggregation.update import Update
 from fedofa.supernet.axes import regions
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
@@ -16,7 +17,7 @@ from fedofa.supernet.families.catalogue import PRESETS, space_from_dict
 from fedofa.supernet.families.mlp import MlpSpace
 from fedofa.supernet.space import Arch, Space, plain
 from fedofa.supernet.subnet import batch_norms, extract
-from fedofa.supernet.weights import gather, shapes_of, split
+from fedofa.supernet.weights import gather, shapes_of
 from hypothesis import given
 from hypothesis import strategies as st
 from invariants import (
@@ -28,6 +29,7 @@ from invariants import (
     inputs,
     positions,
     shared_weights,
+    stepped,
 )
 from strategies import architectures, ascending, nested
 from test_cost import built, kept_bytes
@@ -117,9 +119,9 @@ def test_a_network_without_blocks_is_what_its_two_layers_compute() -> None:
 def test_an_update_changes_exactly_the_coordinates_that_the_subnet_has(seed: int) -> None:
     shared, arch = shared_weights(SMALL), SMALL.sample(random.Random(seed))
     where = regions(SMALL, arch)
-    mean = OverlapMean(shared)
-    mean.add(split(gather(shared, where) + 1, shapes_of(where)), where, weight=2.0)
-    merged, _ = mean.result()
+    mean = OverlapMean(shapes_of(regions(SMALL, SMALL.largest())))
+    mean.add(Update("d", np.ones_like(gather(shared, where)), where, weight=2.0))
+    merged = stepped(shared, mean.result())
     for name, tensor in shared.items():
         inside = np.zeros(tuple(tensor.shape), bool)
         if name in where:

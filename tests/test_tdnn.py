@@ -11,6 +11,7 @@ import pytest
 import torch
 from buffers import peak_bytes
 from fedofa.server.aggregation.overlap_mean import OverlapMean
+from fedofa.server.aggregation.update import Update
 from fedofa.supernet.axes import layout, regions
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
@@ -19,7 +20,7 @@ from fedofa.supernet.families.tdnn import TdnnSpace
 from fedofa.supernet.families.tdnn_options import BlockOptions
 from fedofa.supernet.space import Arch, Space, Value, plain
 from fedofa.supernet.subnet import batch_norms, extract
-from fedofa.supernet.weights import gather, shapes_of, split
+from fedofa.supernet.weights import gather, shapes_of
 from hypothesis import given
 from hypothesis import strategies as st
 from invariants import (
@@ -31,6 +32,7 @@ from invariants import (
     inputs,
     positions,
     shared_weights,
+    stepped,
 )
 from strategies import architectures, ascending, nested
 from test_cost import built, kept_bytes
@@ -151,10 +153,11 @@ def test_an_update_changes_exactly_the_coordinates_that_the_subnet_has(seed: int
     rng = random.Random(seed)
     shared, arch = shared_weights(TINY), TINY.sample(rng)
     where = regions(TINY, arch)
-    values = split(gather(shared, where) + 1, shapes_of(where))
-    mean = OverlapMean(shared)
-    mean.add(values, where, weight=rng.choice((0.5, 1, 3)))
-    merged, trained = mean.result()
+    mean = OverlapMean(shapes_of(regions(TINY, TINY.largest())))
+    ones = np.ones_like(gather(shared, where))
+    mean.add(Update("d", ones, where, weight=rng.choice((0.5, 1, 3))))
+    found = mean.result()
+    merged, trained = stepped(shared, found), found.trained
     for name, tensor in shared.items():
         inside = np.zeros(tuple(tensor.shape), bool)
         if name in where:

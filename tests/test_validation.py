@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fedofa.protos.messages import TrainReply
-from fedofa.server.validation import Expected, checked
+from fedofa.server.validation import Expected, capped_examples, checked
 from fedofa.supernet.errors import RefusedUpdate
 from fedofa.supernet.space import Arch
 
@@ -21,9 +21,7 @@ EXPECTED = Expected(
     tensors=TENSORS,
     sent=SENT,
     examples=100,
-    typical_examples=80.0,
     max_update_ratio=5.0,
-    max_weight_share=20.0,
 )
 REPLY = TrainReply(
     run="night", round=3, device="phone-1", arch=dict(ARCH), examples=100, steps=4, loss=0.5,
@@ -38,11 +36,10 @@ def code(values: Any = GOOD, expected: Expected = EXPECTED, **changes: object) -
     return refusal.value.code, str(refusal.value)
 
 
-def test_an_honest_update_passes_unchanged() -> None:
-    flat, weight = checked(EXPECTED, REPLY, GOOD)
-    assert flat.dtype == np.float32
-    assert np.array_equal(flat, GOOD)
-    assert weight == 100.0
+def test_of_an_honest_update_its_change_is_given() -> None:
+    delta = checked(EXPECTED, REPLY, GOOD)
+    assert delta.dtype == np.float32
+    assert np.array_equal(delta, GOOD - SENT)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +130,8 @@ def test_weights_that_are_all_zero_may_still_move_a_little() -> None:
 
 
 def test_no_client_outweighs_the_fleet() -> None:
-    rich = replace(EXPECTED, examples=10**6)
-    _, weight = checked(rich, REPLY.model_copy(update={"examples": 10**6}), GOOD)
-    assert weight == 20 * 80.0
+    assert capped_examples(100, 80.0, 20.0) == 100.0
+    assert capped_examples(10**6, 80.0, 20.0) == 20 * 80.0
 
 
 def test_the_first_wrong_thing_is_named() -> None:

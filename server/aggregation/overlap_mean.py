@@ -1,4 +1,4 @@
-"""The default rule: mean of each shared weight over the clients that trained it."""
+"""The default rule: mean change of each shared weight over the clients that trained it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,83 +7,134 @@ import torch
 from torch import Tensor
 
 from ...supernet.axes import Region, Regions, Weights, accumulate, shape_of
+from ...supernet.weights import Shapes
+from .placement import Frame
+from .update import Merged, Update
 
-RegionKey = tuple[object, ...]
+Counted = Mapping[str, list[tuple[Region, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The sum of some updates, to be merged with other sums: associative, in any order.
+
+    `total` is the flat weighted sum over the whole supernet; `counted` says per tensor how much
+    weight each region of it received, one entry for each distinct region.
+    """
+
+    total: Tensor
+    counted: Counted
+    updates: int
 
 
 @dataclass(slots=True)
-class _Sum:
-    """Running sum of one tensor, and the total weight that each distinct region received."""
+class _Weights:
+    """The weight that each distinct region of one tensor received."""
 
-    total: Tensor
-    weights: dict[RegionKey, tuple[Region, float]] = field(default_factory=dict)
+    regions: dict[tuple[object, ...], tuple[Region, float]] = field(default_factory=dict)
 
-    def add(self, values: Tensor, region: Region, weight: float) -> None:
-        accumulate(self.total, region, values, weight)
-        whole = values.shape == self.total.shape and tuple not in map(type, region)
-        key = () if whole else _key(region)
-        known = self.weights.get(key)
-        self.weights[key] = (region, weight + (known[1] if known else 0.0))
+    def add(self, region: Region, weight: float) -> None:
+        # Two positions must not be taken for the ends of a run.
+        key = tuple(("run", i.start, i.stop) if isinstance(i, slice) else i for i in region)
+        known = self.regions.get(key)
+        self.regions[key] = (region, weight + (known[1] if known else 0.0))
 
-    def counts(self) -> Tensor | float:
+    def counts(self, total: Tensor) -> Tensor | float:
         """Weight received by each value; one number where every value received the same."""
-        shape = tuple(self.total.shape)
-        if all(shape_of(region) == shape for region, _ in self.weights.values()):
-            return sum(weight for _, weight in self.weights.values())
-        counts = torch.zeros_like(self.total)
+        shape = tuple(total.shape)
+        if all(_is_whole(region, shape) for region, _ in self.regions.values()):
+            return sum(weight for _, weight in self.regions.values())
+        counts = torch.zeros_like(total)
         one = torch.ones((), dtype=counts.dtype)
-        for region, weight in self.weights.values():
+        for region, weight in self.regions.values():
             accumulate(counts, region, one.expand(shape_of(region)), weight)
         return counts
 
-    def mean(self, previous: Tensor) -> tuple[Tensor, Tensor | bool]:
-        """The mean, made in the sum's own memory, and which of its values were trained.
 
-        A value that nobody trained is the previous one.
-        """
-        counts = self.counts()
-        if isinstance(counts, float):
-            return self.total.div_(counts), True
-        mask = counts > 0
-        self.total.div_(counts.clamp_(min=torch.finfo(counts.dtype).tiny))
-        return torch.where(mask, self.total, previous, out=self.total), mask
-
-
-def _key(region: Region) -> RegionKey:
-    return tuple((i.start, i.stop) if isinstance(i, slice) else i for i in region)
+def _is_whole(region: Region, shape: tuple[int, ...]) -> bool:
+    return shape_of(region) == shape
 
 
 class OverlapMean:
-    """Mean of each shared weight over the clients that trained it, weighted.
+    """Mean change of each shared weight over the clients that trained it, weighted.
 
     Holds one running sum however many clients report: how often a value was trained follows from
     the few distinct regions, so no second array is kept. The order does not matter, but for the
-    rounding of float32 sums; fold in a fixed order for equal bits. A weight that nobody trained
-    keeps its previous value, bit for bit.
+    rounding of float sums; fold in a fixed order for equal bits. With `dtype` float64 the sums of
+    float32 changes are, to float32's precision, the same in any order and grouping.
     """
 
-    def __init__(self, shared: Mapping[str, Tensor]) -> None:
-        self._shared = shared
-        self._sums: dict[str, _Sum] = {}
+    def __init__(self, shapes: Shapes, dtype: torch.dtype = torch.float32) -> None:
+        self._frame = Frame(shapes)
+        self._total = torch.zeros(self._frame.size, dtype=dtype)
+        self._parts = self._frame.tensors(self._total)
+        self._by_place: dict[int, tuple[Regions, float]] = {}
+        self._counted: dict[str, _Weights] = {}
+        self.updates = 0
 
-    def add(self, update: Mapping[str, Tensor], where: Regions, weight: float) -> None:
-        """Count one client's weights, `update[name]` lying at `where[name]`; weight > 0."""
-        for name, region in where.items():
-            if name not in self._sums:
-                self._sums[name] = _Sum(torch.zeros_like(self._shared[name]))
-            self._sums[name].add(update[name], region, weight)
+    def add(self, update: Update) -> None:
+        """Count one client's update."""
+        by = update.weight * update.scale
+        self._frame.add(self._total, self._parts, update.delta, update.where, by)
+        # Clients of one subnet share one object of regions: counted here, spelled out at the end.
+        known = self._by_place.get(id(update.where))
+        before = known[1] if known else 0.0
+        self._by_place[id(update.where)] = (update.where, before + update.weight)
+        self.updates += 1
 
-    def result(self) -> tuple[Weights, dict[str, Tensor | bool]]:
-        """The merged weights, and per tensor which values were trained (a mask, or all, or none).
+    def add_partial(self, partial: Partial) -> None:
+        """Count a sum of updates that was made elsewhere.
 
-        Ends the fold: the running sums become the result, tensor by tensor in the same memory.
+        Raises ValueError where it belongs to another supernet.
         """
-        merged: Weights = {}
+        if partial.total.shape != self._total.shape:
+            raise ValueError(
+                f"a partial sum of {partial.total.numel()} values; this supernet has "
+                f"{self._frame.size}"
+            )
+        self._total.add_(partial.total)
+        for name, entries in partial.counted.items():
+            for region, weight in entries:
+                self._counted.setdefault(name, _Weights()).add(region, weight)
+        self.updates += partial.updates
+
+    def partial(self) -> Partial:
+        """The sum so far; ends the fold."""
+        self._spell_out()
+        counted = {name: list(found.regions.values()) for name, found in self._counted.items()}
+        return Partial(self._total, counted, self.updates)
+
+    def counts(self) -> Weights:
+        """Per tensor that somebody trained, the weight that each of its values received so far."""
+        self._spell_out()
+        found = {name: w.counts(self._parts[name]) for name, w in self._counted.items()}
+        return {
+            name: torch.full(self._parts[name].shape, c) if isinstance(c, float) else c
+            for name, c in found.items()
+        }
+
+    def result(self) -> Merged:
+        """The mean change. Ends the fold: the running sum becomes the result, in its memory."""
+        self._spell_out()
+        delta: Weights = {}
         trained: dict[str, Tensor | bool] = {}
-        for name, previous in self._shared.items():
-            found = self._sums.pop(name, None)
+        for name, total in self._parts.items():
+            found = self._counted.get(name)
             if found is None:
-                merged[name], trained[name] = previous, False
+                trained[name] = False
                 continue
-            merged[name], trained[name] = found.mean(previous)
-        return merged, trained
+            counts = found.counts(total)
+            if isinstance(counts, float):
+                trained[name] = True
+                total.div_(counts)
+            else:
+                trained[name] = counts > 0
+                total.div_(counts.clamp_(min=torch.finfo(counts.dtype).tiny))
+            delta[name] = total.to(torch.float32)
+        return Merged(delta, trained)
+
+    def _spell_out(self) -> None:
+        for where, weight in self._by_place.values():
+            for name, region in where.items():
+                self._counted.setdefault(name, _Weights()).add(region, weight)
+        self._by_place.clear()

@@ -1,0 +1,99 @@
+"""Which rule merges a round's updates, and what goes before it: the [aggregation] table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ...supernet.weights import Shapes
+from .bit_aware import BitAwareMean
+from .clipping import Clipping
+from .krum import Krum, least_updates
+from .order_statistics import Median, TrimmedMean
+from .overlap_mean import OverlapMean
+from .update import Fold
+from .weighing import Holder, Weighed, by_discrepancy, by_examples, uniform
+
+ONLY = {
+    "trim": ("rule", "trimmed_mean"),
+    "liars": ("rule", "krum"),
+    "keep": ("rule", "krum"),
+    "disco_a": ("weights", "disco"),
+    "disco_b": ("weights", "disco"),
+}
+"""Fields that only one value of another field uses."""
+TRIM, DISCO_A, DISCO_B = 0.2, 0.5, 0.1
+
+
+class AggregationConfig(BaseModel):
+    """How updates are weighed, clipped and merged.
+
+    `rule`: `mean`, the overlap-aware weighted mean; `trimmed_mean` without the share `trim` of the
+    lowest and highest values (None: 0.2); `median`; `krum` against `liars` liars, of which the
+    nearest `keep` are merged (None: all but `liars`). `clip` bounds each update to so many times the
+    fleet's median size of change. `weights`: by `examples`, `uniform`, or `disco` (None: a = 0.5,
+    b = 0.1). `size_power` p multiplies weights by (values of the subnet / values of the largest)^p,
+    for the largest subnets to count more. With the mean, clients that train in at most `low_bits`
+    bits count where they agree with the others (0: always). `accumulate` is the sums' precision.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rule: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
+    trim: float | None = Field(None, ge=0, lt=0.5)
+    liars: int | None = Field(None, ge=0)
+    keep: int | None = Field(None, ge=1)
+    clip: float | None = Field(None, ge=1)
+    weights: Literal["examples", "uniform", "disco"] = "examples"
+    disco_a: float | None = Field(None, ge=0)
+    disco_b: float | None = Field(None, ge=0)
+    size_power: float = Field(0.0, ge=0)
+    low_bits: int = Field(4, ge=0, le=32)
+    accumulate: Literal["float32", "float64"] = "float32"
+
+    @model_validator(mode="after")
+    def _uses_its_fields(self) -> Self:
+        for name, (field, value) in ONLY.items():
+            given = getattr(self, name)
+            if given is not None and getattr(self, field) != value:
+                raise ValueError(
+                    f"aggregation.{name} = {given} is used with {field} = {value} only; "
+                    f"{field} is {getattr(self, field)}"
+                )
+        if self.rule == "krum" and self.liars is None:
+            raise ValueError("aggregation.liars is needed with rule = krum: how many may lie")
+        return self
+
+    def needs(self) -> int:
+        """How many updates a round must have for the rule's claim to hold."""
+        return least_updates(self.liars or 0) if self.rule == "krum" else 1
+
+    def fold(self, shapes: Shapes, memory: Mapping[str, Any]) -> Fold:
+        """A new round's rule; `memory` is what the last round's result said to remember."""
+        rule = self._rule(shapes)
+        if self.clip is None:
+            return rule
+        return Clipping(rule, shapes, self.clip, memory.get("sizes", ()))
+
+    def weigh(self, holders: Sequence[Holder]) -> Weighed:
+        """The weight of each client of a round."""
+        if self.weights == "uniform":
+            return uniform(holders)
+        if self.weights == "examples":
+            return by_examples(holders)
+        a = DISCO_A if self.disco_a is None else self.disco_a
+        b = DISCO_B if self.disco_b is None else self.disco_b
+        return by_discrepancy(holders, a, b)
+
+    def _rule(self, shapes: Shapes) -> Fold:
+        dtype = torch.float64 if self.accumulate == "float64" else torch.float32
+        if self.rule == "trimmed_mean":
+            return TrimmedMean(shapes, TRIM if self.trim is None else self.trim)
+        if self.rule == "median":
+            return Median(shapes)
+        if self.rule == "krum":
+            return Krum(shapes, self.liars or 0, self.keep)
+        if self.low_bits:
+            return BitAwareMean(shapes, self.low_bits, dtype)
+        return OverlapMean(shapes, dtype)

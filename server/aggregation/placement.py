@@ -1,0 +1,108 @@
+"""Where the values of an update lie in the supernet, worked out once for each subnet.
+
+All shared tensors lie one after another in one flat array, and so do the values of an update. Large
+tensors are added tensor by tensor. Small ones, two thirds of all tensors with hardly any values,
+are added together through an index: slicing each would cost more than adding it up.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...supernet.axes import Region, Regions, Weights, accumulate, index_grid, shape_of
+from ...supernet.weights import Flat, Shapes, size_of
+
+INDEXED_VALUES = 1500
+"""Tensors of fewer values are added through an index (measured: both ways cost the same there)."""
+REMEMBERED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A large tensor: its values at `start` in the update, at `region` of the shared tensor."""
+
+    name: str
+    start: int
+    shape: tuple[int, ...]
+    region: Region
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How an update is added: the whole supernet at once, or large tensors and indexed values."""
+
+    whole: bool
+    blocks: tuple[Block, ...] = ()
+    source: Tensor | None = None
+    target: Tensor | None = None
+
+
+class Frame:
+    """The shared tensors as parts of one flat array, in the layout's order."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self.shapes = dict(shapes)
+        self.size = size_of(self.shapes)
+        self._places: OrderedDict[int, tuple[Regions, Placement]] = OrderedDict()
+
+    @cached_property
+    def offsets(self) -> Mapping[str, int]:
+        """Name → where its first value lies."""
+        found, at = {}, 0
+        for name, shape in self.shapes.items():
+            found[name] = at
+            at += math.prod(shape)
+        return found
+
+    def tensors(self, flat: Tensor) -> Weights:
+        """The tensors of a flat array; they share its memory."""
+        return {
+            name: flat[at : at + math.prod(self.shapes[name])].view(self.shapes[name])
+            for name, at in self.offsets.items()
+        }
+
+    def placement(self, where: Regions) -> Placement:
+        """How updates at `where` are added; remembered for the regions seen last."""
+        known = self._places.get(id(where))
+        if known is None:
+            # The regions are kept with it: an id is an object's own only as long as that lives.
+            known = self._places[id(where)] = (where, self._placed(where))
+            if len(self._places) > REMEMBERED:
+                self._places.popitem(last=False)
+        return known[1]
+
+    def add(self, total: Tensor, parts: Weights, delta: Flat, where: Regions, by: float) -> None:
+        """total += by · delta at `where`; `parts` are the tensors of `total`."""
+        place, values = self.placement(where), torch.from_numpy(delta)
+        if place.whole:
+            total.add_(values, alpha=by)
+            return
+        if place.source is not None and place.target is not None:
+            found = values[place.source]
+            total.index_add_(0, place.target, found.to(total.dtype), alpha=by)
+        for block in place.blocks:
+            part = values[block.start : block.start + math.prod(block.shape)].view(block.shape)
+            accumulate(parts[block.name], block.region, part, by)
+
+    def _placed(self, where: Regions) -> Placement:
+        shapes = {name: shape_of(region) for name, region in where.items()}
+        if shapes == self.shapes and not any(tuple in map(type, r) for r in where.values()):
+            return Placement(whole=True)
+        blocks, sources, targets, at = [], [], [], 0
+        for name, region in where.items():
+            size = math.prod(shapes[name])
+            if size < INDEXED_VALUES:
+                numbers = torch.arange(math.prod(self.shapes[name])).view(self.shapes[name])
+                sources.append(torch.arange(at, at + size))
+                targets.append(self.offsets[name] + numbers[index_grid(region)].reshape(-1))
+            else:
+                blocks.append(Block(name, at, shapes[name], region))
+            at += size
+        if not sources:
+            return Placement(False, tuple(blocks))
+        return Placement(False, tuple(blocks), torch.cat(sources), torch.cat(targets))

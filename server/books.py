@@ -1,0 +1,68 @@
+"""What is written down of a round: in the event log, in the ledger, and as strikes."""
+
+from ..protos.flower import Values
+from ..supernet.errors import RefusedUpdate
+from .events import EventLog
+from .ledger import Ledger, RoundRecord
+from .reputation import Reputation
+from .samplers.assigned import Assigned
+
+
+class Books:
+    """One round's entries; `number` is the round's. Without a ledger only the log is kept."""
+
+    def __init__(
+        self, number: int, before: str, log: EventLog, reputation: Reputation, ledger: Ledger | None
+    ) -> None:
+        self._number, self._log, self._reputation, self._ledger = number, log, reputation, ledger
+        self._record = RoundRecord(before)
+
+    def assigned(self, device: str, assigned: Assigned, macs: int) -> None:
+        """A device was asked for an update; `macs` of one forward pass of one example."""
+        self._record.assign(device, assigned.arch, macs, assigned.offset)
+
+    def accepted(self, device: str, values: Values, weight: float) -> None:
+        """An update counts; `values` as they came."""
+        if self._ledger is not None:
+            self._record.accept(device, values, weight)
+
+    def refused(self, device: str, refusal: RefusedUpdate) -> None:
+        """An update was refused."""
+        self._event("update_refused", device=device, code=refusal.code, reason=str(refusal))
+        self._record.refuse(device, refusal.code)
+        self._strike(device, refusal.code)
+
+    def missing(self, device: str, reason: str) -> None:
+        """No update came."""
+        self._event("no_update", device=device, reason=reason)
+
+    def suspected(self, device: str, code: str) -> None:
+        """The rule of aggregation left an update out, or most of it."""
+        self._event("update_suspected", device=device, code=code)
+        self._record.suspect(device, code)
+        self._strike(device, code)
+
+    def remark(self, note: str) -> None:
+        """What the rule of aggregation has to say."""
+        self._event("aggregation_note", note=note)
+
+    def abandoned(self, accepted: int) -> None:
+        """The round came to nothing."""
+        self._event("round_abandoned", accepted=accepted)
+        if self._ledger is not None:
+            self._ledger.abandoned(self._record, self._number)
+
+    def done(self, after: str, coverage: float) -> None:
+        """The round is over; `after` is the digest of the weights that it leaves."""
+        if self._ledger is not None:
+            self._ledger.round(self._record, self._number, after, coverage)
+
+    def _strike(self, device: str, code: str) -> None:
+        until = self._reputation.strike(device, self._number, code)
+        if until is not None:
+            self._event("quarantined", device=device, until_round=until, code=code)
+            if self._ledger is not None:
+                self._ledger.quarantined(device, until, code)
+
+    def _event(self, kind: str, **fields: object) -> None:
+        self._log(kind, round=self._number, **fields)
