@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DEFAULT_STORE = Path("~/.fedofa/models")
+DEFAULT_STORE, DEFAULT_MEMORY = Path("~/.fedofa/models"), Path("~/.fedofa/memory")
 
 Store = Annotated[Path, typer.Option("--store", help="Folder for models.", envvar="FEDOFA_STORE")]
 DeviceClass = Annotated[
@@ -150,12 +150,15 @@ def join(
         Path | None, typer.Option(metavar="FILE", help="PEM file of authorities to trust: TLS.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow no TLS.")] = False,
+    memory: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for what it remembers between rounds.")
+    ] = DEFAULT_MEMORY,
 ) -> None:
     """Take part in training with this device's own data, until Ctrl-C."""
     from .enrol import Reach, describe, source, take_part
 
     where = source(data, data_root, client, clients, data_arg or [])
-    device = describe(name, device_class, profile, where, threads)
+    device = describe(name, device_class, profile, where, threads, memory)
 
     def joined(_node: int) -> None:
         typer.echo(f"{device.name} joined {server}")

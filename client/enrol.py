@@ -46,13 +46,15 @@ def describe(
     profile: Path | None,
     where: DataSource,
     threads: int,
+    memory: Path,
 ) -> Device:
-    """A device's description, checked: name, class, profile file."""
+    """A device's description, checked: name, class, profile file; what it remembers lies in `memory`."""
     name = name or socket.gethostname()
     if not NAME.fullmatch(name):
         raise UsageError(f"--name {name!r}: letters, digits, '.', '_' and '-', at most 64")
     path = str(profile.resolve()) if profile else None
-    device = Device(name, where, device_class, path, threads)
+    place = str((memory.expanduser() / name).resolve())
+    device = Device(name, where, device_class, path, threads, memory=place)
     if not NAME.fullmatch(class_name(device)):
         raise UsageError(f"--device-class {class_name(device)!r}: letters, digits, '.', '_', '-'")
     declared(device)

@@ -42,6 +42,7 @@ from ..supernet.space import Arch, Space
 from ..supernet.subnet import static
 from ..supernet.weights import Flat, shapes_of, size_of, split
 from .batches import resized
+from .codec.reply import reply_values
 from .data import ClientData, Floats
 from .device import class_name, declared
 from .device import data as data_of
@@ -58,7 +59,7 @@ def run_profile(device: Device, body: ProfileRequest, _values: Values | None) ->
 def run_train(
     device: Device, body: TrainRequest, values: Values | None
 ) -> tuple[TrainReply, Values]:
-    """Train the assigned subnet; the reply's array holds its new values."""
+    """Train the assigned subnet; the reply's array holds its new values, or its encoded change."""
     begin = time.perf_counter()
     space = space_from_dict(body.space)
     arch = space.arch(body.arch)
@@ -84,7 +85,7 @@ def run_train(
         seconds=time.perf_counter() - begin,
         tensors=tensor_shapes(shapes),
     )
-    return reply, flat
+    return reply, reply_values(device, body, space, arch, _floats(values), flat)
 
 
 def run_moments(

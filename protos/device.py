@@ -29,7 +29,8 @@ class DataSource:
 class Device:
     """A device's description; it travels to its ClientApp as one JSON text.
 
-    Bits that it gives count more than its profile file's: simulated devices have no file.
+    Bits that it gives count more than its profile file's: simulated devices have no file. `memory`
+    is a folder for what the device must remember from round to round; None: this process's memory.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Device:
     threads: int = 1
     train_bits: Bits | None = None
     infer_bits: Bits | None = None
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         for field_name in ("train_bits", "infer_bits"):

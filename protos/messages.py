@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..supernet.errors import FedofaError
 from ..supernet.precision import FLOAT_BITS, Bits
+from .codec.config import CodecConfig
 from .manifest import FileEntry, FileKind, Normalization
 from .recipe import ArchValues, Recipe
 
@@ -113,7 +114,11 @@ class ProfileRequest(Body):
 
 
 class TrainRequest(Body):
-    """Train one subnet from the values in the array; `tensors` says what lies where in it."""
+    """Train one subnet from the values in the array; `tensors` says what lies where in it.
+
+    `offset` is how far the subnet's window of channels is rolled inside the shared weights. With a
+    `codec` the reply's array is the encoded change, with an error memory if `error_memory`.
+    """
 
     action: ClassVar[str] = "train"
     run: str
@@ -123,12 +128,19 @@ class TrainRequest(Body):
     deadline_s: float = Field(gt=0)
     space: dict[str, object]
     arch: ArchValues
+    offset: int = Field(0, ge=0)
     recipe: Recipe
     tensors: TensorShapes
+    codec: CodecConfig | None = None
+    error_memory: bool = True
 
 
 class TrainReply(Body):
-    """A device's update: its new values of the same tensors, and how many examples weigh in."""
+    """A device's update and how many examples weigh in.
+
+    The array holds the new values of the same tensors, float32, or, where a codec was asked for, the
+    bytes of the encoded change.
+    """
 
     action: ClassVar[str] = "train"
     run: str

@@ -4,10 +4,19 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from ..protos.codec.config import PRESETS as CODECS
+from ..protos.codec.config import CodecConfig
 from ..protos.recipe import Recipe
 from ..specialize.filesize import largest_int8_bytes
 from ..supernet.cost import Budget
@@ -20,6 +29,8 @@ from .optimizer import ServerOptimizerConfig
 from .recipes import with_recipe
 from .reputation import ReputationConfig
 from .samplers.catalogue import SamplerConfig
+
+BITS_FOR_MEMORY = 8
 
 # It becomes part of file names and of devices' profiles.
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -90,6 +101,27 @@ class SimulationConfig(_Section):
     clients: dict[str, int] = Field(default_factory=dict)
 
 
+class CodecSection(CodecConfig):
+    """How devices encode their updates; with `error_memory` what a code loses is sent later."""
+
+    error_memory: bool = True
+
+    @model_validator(mode="after")
+    def _memory_is_bounded(self) -> Self:
+        by_chance = self.levels == "uniform" and self.rounding == "chance"
+        if self.error_memory and by_chance and (self.bits or 0) < BITS_FOR_MEMORY:
+            raise ValueError(
+                f"error_memory does not go with levels = uniform by chance on {self.bits} bits, "
+                "whose error can exceed the update; use rounding = nearest, levels = clusters or "
+                f"sign, {BITS_FOR_MEMORY} bits, or error_memory = false"
+            )
+        return self
+
+    def codec(self) -> CodecConfig:
+        """The codec alone, as devices are told it."""
+        return CodecConfig(**self.model_dump(exclude={"error_memory"}))
+
+
 class RunConfig(_Section):
     """Everything that decides a run. The same configuration and clients give the same supernet."""
 
@@ -102,10 +134,22 @@ class RunConfig(_Section):
     server: ServerOptimizerConfig = ServerOptimizerConfig()
     aggregation: AggregationConfig = AggregationConfig()
     reputation: ReputationConfig = ReputationConfig()
+    codec: CodecSection | None = None
     classes: dict[ClassName, ClassConfig]
     search: SearchConfig = SearchConfig()
     export: ExportConfig = ExportConfig()
     simulation: SimulationConfig = SimulationConfig()
+
+    @field_validator("codec", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        """A codec may be given by the name of a preset alone, or with fields of its own beside it."""
+        fields = {"name": value} if isinstance(value, str) else value
+        if not isinstance(fields, Mapping) or "name" not in fields:
+            return fields
+        if fields["name"] not in list(CODECS):
+            raise ValueError(f"codec {fields['name']!r} is unknown; known: {', '.join(CODECS)}")
+        return {**CODECS[str(fields["name"])].model_dump(), **fields}
 
     @field_validator("classes")
     @classmethod

@@ -78,14 +78,16 @@ class OpenRound:
             self._books.missing(member.name, answer.failure)
             return
         try:
+            values = answer.values
             delta = checked(self._expected(member, assigned), answer.body, answer.values)
         except RefusedUpdate as refusal:
             self.tally.refused += 1
             self._books.refused(member.name, refusal)
             return
         weight = self._weights[member.name] * assigned.weight * self._size_factor(len(delta))
-        if answer.values is not None:
-            self._books.accepted(member.name, answer.values, weight)
+        if values is not None:
+            self._books.accepted(member.name, values, weight)
+            self.tally.bytes_received += values.nbytes
         if weight > 0:
             where = assigned.regions(self._asked.space)
             bits = member.profile.train_bits
@@ -99,7 +101,6 @@ class OpenRound:
         tally.loss += answer.body.loss * answer.body.examples
         tally.examples += answer.body.examples
         tally.train_macs += answer.body.train_macs
-        tally.bytes_received += delta.nbytes
 
     def merged(self) -> Merged:
         """End the round: what the rule makes of it, with its remarks and suspicions written down."""
@@ -126,4 +127,5 @@ class OpenRound:
             sent=gather(self._asked.weights, where),
             examples=member.profile.examples,
             max_update_ratio=self._asked.config.round.max_update_ratio,
+            codec=self._asked.config.codec and self._asked.config.codec.codec(),
         )

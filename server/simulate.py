@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 from flwr.clientapp import ClientApp
 
@@ -15,10 +16,14 @@ from .local_grid import LocalGrid
 # By name, as Flower itself finds them: the server's code never imports the client's.
 CLIENT_APP = "fedofa.client.app:app"
 BACKENDS = ("local", "ray")
+MEMORY = "memory"
 
 
-def devices(config: RunConfig) -> list[Device]:
-    """The simulated devices, class by class; UsageError for a class that gets none."""
+def devices(config: RunConfig, folder: Path) -> list[Device]:
+    """The simulated devices, class by class; UsageError for a class that gets none.
+
+    What they remember from round to round lies in the run folder.
+    """
     wanted = config.simulation.clients
     for name in config.classes:
         if wanted.get(name, 0) < 1:
@@ -38,6 +43,7 @@ def devices(config: RunConfig) -> list[Device]:
             name=f"{owner}-{number}",
             device_class=owner,
             source=DataSource(source.data, source.data_root, place, len(owners), source.arguments),
+            memory=str(folder / MEMORY / f"{owner}-{number}"),
         )
         for place, (owner, number) in enumerate(owners)
     ]
@@ -47,7 +53,7 @@ def simulate(job: Job, backend: str = "local") -> None:
     """Do a job with simulated devices, in this process or on Flower's simulation engine (Ray)."""
     if backend not in BACKENDS:
         raise UsageError(f"--backend {backend!r}; allowed: {', '.join(BACKENDS)}")
-    fleet = devices(parse_config(job.config))
+    fleet = devices(parse_config(job.config), Path(job.folder))
     # Wrong data would only show as a device that is left out; here it is the caller's own.
     importlib.import_module("fedofa.client.data").client_data(fleet[0].source)
     run_config = {FLEET_KEY: json.dumps([device.to_json() for device in fleet])}

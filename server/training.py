@@ -26,7 +26,16 @@ from .optimizer import ServerOptimizer
 from .reputation import Reputation
 from .samplers.assigned import Assigned, Client, Round
 
-FINGERPRINT = ("seed", "recipe", "sampler", "server", "aggregation", "reputation", "classes")
+FINGERPRINT = (
+    "seed",
+    "recipe",
+    "sampler",
+    "server",
+    "aggregation",
+    "reputation",
+    "codec",
+    "classes",
+)
 UNTIL_THE_END = ("growing", "ramp", "maxnet", "delayed", "importance")
 """Sampling methods whose draws depend on how many rounds there will be."""
 
@@ -148,6 +157,7 @@ class Training:
 
     def requests(self, assignments: Assignments) -> Iterator[Request]:
         """One message at a time: only the selected values, and what they are."""
+        codec = self.config.codec
         for node, (_, assigned) in assignments.items():
             where = assigned.regions(self.space)
             body = TrainRequest(
@@ -158,6 +168,9 @@ class Training:
                 deadline_s=self.config.round.deadline_s,
                 space=plain(self.space.to_dict()),
                 arch=dict(assigned.arch),
+                offset=assigned.offset,
+                codec=codec and codec.codec(),
+                error_memory=codec is not None and codec.error_memory,
                 recipe=assigned.recipe(self.config.recipe),
                 tensors=tensor_shapes(shapes_of(where)),
             )

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..protos.codec.config import CodecConfig
+from ..protos.codec.errors import CodecError
+from ..protos.codec.wire import decode
 from ..protos.flower import Values
 from ..protos.messages import TensorShapes, TrainReply
 from ..supernet.errors import RefusedUpdate
@@ -27,16 +30,18 @@ class Expected:
     sent: Flat
     examples: int
     max_update_ratio: float
+    codec: CodecConfig | None = None
 
 
 def checked(expected: Expected, reply: TrainReply, values: Values | None) -> Flat:
     """The update's change of each value; RefusedUpdate names the first reason to refuse it.
 
-    Codes: stale_round, device, assignment_mismatch, schema, dtype, shape, non_finite, bad_weight,
-    norm.
+    Codes: stale_round, device, assignment_mismatch, schema, dtype, shape, codec, non_finite,
+    bad_weight, norm.
     """
     _check_header(expected, reply)
-    delta = _check_array(expected, values)
+    delta = _change(expected, values) if expected.codec is None else _decoded(expected, values)
+    _check_norm(expected, delta)
     if reply.examples < 1 or reply.examples != expected.examples:
         raise RefusedUpdate(
             "bad_weight", f"{reply.examples} examples; its profile says {expected.examples}"
@@ -62,7 +67,16 @@ def _check_header(expected: Expected, reply: TrainReply) -> None:
         raise RefusedUpdate("non_finite", f"loss is {reply.loss}")
 
 
-def _check_array(expected: Expected, values: Values | None) -> Flat:
+def _decoded(expected: Expected, values: Values | None) -> Flat:
+    if values is None or values.dtype != np.uint8 or expected.codec is None:
+        raise RefusedUpdate("dtype", f"{None if values is None else values.dtype}; uint8 expected")
+    try:
+        return decode(values.data, dict(expected.tensors), expected.codec)
+    except CodecError as error:
+        raise RefusedUpdate("codec", str(error)) from None
+
+
+def _change(expected: Expected, values: Values | None) -> Flat:
     if values is None or values.dtype != np.float32:
         raise RefusedUpdate(
             "dtype", f"{None if values is None else values.dtype}; float32 expected"
@@ -72,13 +86,16 @@ def _check_array(expected: Expected, values: Values | None) -> Flat:
     flat: Flat = values.astype(np.float32, copy=False)
     if not np.isfinite(flat).all():
         raise RefusedUpdate("non_finite", _where(expected, int(np.argmin(np.isfinite(flat)))))
+    with np.errstate(over="ignore"):
+        return flat - expected.sent
+
+
+def _check_norm(expected: Expected, delta: Flat) -> None:
     with np.errstate(over="ignore"):  # squares of huge values are infinite, and refused
-        delta = flat - expected.sent
         moved = float(np.linalg.norm(delta))
         limit = expected.max_update_ratio * max(float(np.linalg.norm(expected.sent)), 1.0)
     if not moved <= limit < math.inf:
         raise RefusedUpdate("norm", f"moved by {moved:.3g}; at most {limit:.3g} is accepted")
-    return delta
 
 
 def _where(expected: Expected, position: int) -> str:

@@ -1,0 +1,46 @@
+"""What a device sends back: its trained values, or its update as bytes where a codec is asked for."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ...protos.codec.wire import decode, encode
+from ...protos.device import Device
+from ...protos.flower import Values
+from ...protos.messages import TrainRequest
+from ...supernet.axes import layout, rolled_regions
+from ...supernet.randomness import stream
+from ...supernet.space import Arch, Space
+from ...supernet.weights import Flat, shapes_of
+from .memory import ErrorMemory
+
+REMEMBERED_RUNS = 64
+
+
+def reply_values(
+    device: Device, body: TrainRequest, space: Space, arch: Arch, sent: Flat, trained: Flat
+) -> Values:
+    """The array of a training reply: float32 values, or uint8 bytes of the encoded change.
+
+    With an error memory, what former rounds' codes lost of these weights is added before, and what
+    this one loses is kept. CodecError for values that cannot be encoded: a diverged training.
+    """
+    if body.codec is None:
+        return trained
+    where = rolled_regions(space, arch, body.offset)
+    delta, shapes = trained - sent, shapes_of(where)
+    memory = _memory(device.name, device.memory, body.run, space) if body.error_memory else None
+    if memory is not None:
+        delta = memory.add(body.round, delta, where)
+    seed = stream(body.seed, body.round, device.name, "codec").getrandbits(32)
+    data = encode(delta, shapes, body.codec, seed)
+    if memory is not None:
+        memory.keep(body.round, delta - decode(data, shapes, body.codec), where)
+    return np.frombuffer(data, np.uint8)
+
+
+@lru_cache(maxsize=REMEMBERED_RUNS)
+def _memory(device: str, folder: str | None, run: str, space: Space) -> ErrorMemory:
+    """A device's memory of a run; in this process only where the device has no folder for it."""
+    return ErrorMemory(Path(folder) if folder else None, run, layout(space))
