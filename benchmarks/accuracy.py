@@ -89,7 +89,7 @@ def main(options: Options) -> Record:
     kept = _read(path, task)
     wanted = [(r, s) for s in range(options.seeds) for r in options.recipes]
     missing = [key for key in wanted if key not in {(r["recipe"], r["seed"]) for r in kept}]
-    console, commit = Console(stderr=True), _commit()
+    console, made_by = Console(stderr=True), commit()
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     with ended_when_stopped(ProcessPoolExecutor(options.jobs, mp_context=context)) as pool:
@@ -98,7 +98,7 @@ def main(options: Options) -> Record:
             for recipe, seed in missing
         }
         for done in as_completed(waiting):
-            kept.append({**as_record(done.result()), "commit": commit})
+            kept.append({**as_record(done.result()), "commit": made_by})
             _write(path, task, kept)
             recipe, seed = waiting[done]
             console.print(
@@ -221,7 +221,7 @@ def _description(task: Task) -> Record:
     return json.loads(json.dumps(described))  # type: ignore[no-any-return]
 
 
-def _commit() -> str:
+def commit() -> str:
     """The project's commit, with a + where files differ from it."""
     folder = Path(__file__).parent
 

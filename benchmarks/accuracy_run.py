@@ -13,11 +13,13 @@ from fedofa.client.device import data as data_of
 from fedofa.protos.device import Device
 from fedofa.server.config import RunConfig, parse_config
 from fedofa.server.limits import Limits
+from fedofa.server.open_round import Assignments
 from fedofa.server.samplers.assigned import Assigned
 from fedofa.server.samplers.drawing import ladder, largest_fit, maximal_fit, rung_that_fits
 from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.randomness import stream
 from fedofa.supernet.space import Space, plain
+from torch import Tensor
 
 from .accuracy_tasks import TASKS, Task, data_folder
 from .federation import Federation, fleet_of, rounds_for
@@ -65,7 +67,7 @@ def run(task_name: str, recipe: str, seed: int, change: Mapping[str, Any], *, te
     begin = time.process_time()
     task = TASKS[task_name]
     devices = fleet_of(task.source(seed), list(task.budgets()))
-    data = _data(task, devices, seed, test=test)
+    data = data_for(task, devices, seed, test=test)
     found = (
         _separate(task, devices, data, seed, change)
         if recipe == SEPARATE
@@ -77,13 +79,14 @@ def run(task_name: str, recipe: str, seed: int, change: Mapping[str, Any], *, te
 def configuration(
     task: Task, recipe: str, seed: int, rounds: int, change: Mapping[str, Any], **sections: Any
 ) -> RunConfig:
-    """A run's configuration: the task's training, the recipe's method."""
+    """A run's configuration: the task's training, the recipe's method; `sections` count more."""
+    limits = {"deadline_s": 1e7, "max_update_ratio": 1e6, **sections.pop("round", {})}
     fields = {
         "name": "bench",
         "seed": seed,
         "space": plain(task.space.to_dict()),
         "recipe": {"name": recipe, **task.recipe, **change},
-        "round": {"rounds": rounds, "deadline_s": 1e7, "max_update_ratio": 1e6},
+        "round": {"rounds": rounds, **limits},
         "classes": {name: {"macs": macs} for name, macs in task.budgets().items()},
         **sections,
     }
@@ -99,19 +102,25 @@ def _supernet(
         rounds = rounds_for(Federation(make(rounds=8), devices, Path(folder)), task.budget_macs)
         federation = Federation(make(rounds=rounds), devices, Path(folder))
         spent, last = federation.train()
-    trained = [assigned for _, assigned in last.values()]
-    weights, chosen = federation.training.weights, []
-    for place, macs in enumerate(task.budgets().values()):
-        fits = partial(Limits(Budget(macs=macs), task.recipe["batch_size"]).fits, task.space)
-        candidates = _candidates(task.space, fits, trained, (seed, place))
-        chosen.append(_best(task.space, candidates, weights, data))
     return {
-        **_columns(task.space, chosen),
+        **measured(task, federation.training.weights, last, data, seed),
         "train_macs": spent.train_macs,
         "bytes_sent": spent.bytes_sent,
         "bytes_received": spent.bytes_received,
         "rounds": (spent.rounds,),
     }
+
+
+def measured(
+    task: Task, weights: Mapping[str, Tensor], last: Assignments, data: Data, seed: int
+) -> dict[str, Any]:
+    """The best subnet in each budget, chosen on validation; `last` is what was trained last."""
+    trained, chosen = [assigned for _, assigned in last.values()], []
+    for place, macs in enumerate(task.budgets().values()):
+        fits = partial(Limits(Budget(macs=macs), task.recipe["batch_size"]).fits, task.space)
+        candidates = _candidates(task.space, fits, trained, (seed, place))
+        chosen.append(_best(task.space, candidates, weights, data))
+    return _columns(task.space, chosen)
 
 
 def _separate(
@@ -195,7 +204,8 @@ def _columns(space: Space, chosen: list[tuple[Assigned, float, float]]) -> dict[
     }
 
 
-def _data(task: Task, devices: Mapping[str, Device], seed: int, *, test: bool) -> Data:
+def data_for(task: Task, devices: Mapping[str, Device], seed: int, *, test: bool) -> Data:
+    """What subnets of a seed's split are measured on."""
     clients = [data_of(device) for device in devices.values()]
     train = [(c.normalized(c.train.x[:1000]), c.train.y[:1000]) for c in clients]
     validation = [(c.normalized(c.validation.x), c.validation.y) for c in clients]

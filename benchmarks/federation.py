@@ -1,11 +1,12 @@
 """A federation in one process, without Flower: the server's rounds and the devices' training."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from fedofa.client.device import data as data_of
+from fedofa.client.profile import label_counts
 from fedofa.client.tasks import run_train
 from fedofa.protos.device import DataSource, Device
 from fedofa.protos.messages import DeviceProfile, TrainReply, TrainRequest
@@ -20,6 +21,7 @@ from fedofa.server.open_round import Assignments
 from fedofa.server.samplers.assigned import Assigned
 from fedofa.server.training import RoundReport, Training
 from fedofa.supernet.cost import cost
+from fedofa.supernet.precision import FLOAT_BITS
 from fedofa.supernet.randomness import stream
 from fedofa.supernet.space import Arch, Space
 
@@ -39,12 +41,26 @@ class Spent:
     loss: float
 
 
-class Federation:
-    """Devices with their classes, and a run over them."""
+Tamper = Callable[[Request, Answer[TrainReply]], Answer[TrainReply]]
 
-    def __init__(self, config: RunConfig, devices: Mapping[str, Device], folder: Path) -> None:
+
+def honest(request: Request, answer: Answer[TrainReply]) -> Answer[TrainReply]:
+    """What comes is what a device trained."""
+    return answer
+
+
+class Federation:
+    """Devices with their classes, and a run over them; `tamper` stands between them."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        devices: Mapping[str, Device],
+        folder: Path,
+        tamper: Tamper = honest,
+    ) -> None:
         self.config, self.space = config, config.build_space()
-        self._devices = dict(enumerate(devices.values()))
+        self._devices, self._tamper = dict(enumerate(devices.values())), tamper
         log = EventLog(folder / "events.jsonl")
         self.training = Training(config, self.space, _NoStore(folder), log)
         self.fleet = Fleet(
@@ -91,7 +107,7 @@ class Federation:
             if not isinstance(request.body, TrainRequest):
                 raise TypeError("a training request was expected")
             body, values = run_train(self._devices[request.node], request.body, request.values)
-            yield Answer(request.node, body, values)
+            yield self._tamper(request, Answer(request.node, body, values))
 
 
 class _NoStore(CheckpointStore):
@@ -131,6 +147,8 @@ def _profile(device: Device) -> DeviceProfile:
         input_shape=data.train.x.shape[1:],
         classes=data.classes,
         normalization=data.normalization,
+        labels=label_counts(data),
+        train_bits=device.train_bits or FLOAT_BITS,
     )
 
 

@@ -75,7 +75,7 @@ def _bytes(name: str) -> float:
 
 
 def _time(name: str) -> Any:
-    shapes, updates = shapes_of(_whole()), _updates(name)
+    shapes, updates = shapes_of(whole()), _updates(name)
 
     def ours() -> None:
         mean = OverlapMean(shapes)
@@ -104,9 +104,8 @@ def peak_supernets(name: str, counts: Sequence[int]) -> dict[int, float]:
     merge makes besides. Not counted: Python, the libraries, and the spaces' descriptions.
     """
     with TemporaryDirectory() as folder:
-        np.save(Path(folder, "shared.npy"), gather(initial(SPACE, 0), _whole()))
-        for place, (_, flat) in enumerate(_updates(name)):
-            np.save(Path(folder, f"{place}.npy"), flat)
+        np.save(Path(folder, "shared.npy"), gather(initial(SPACE, 0), whole()))
+        write(name, folder)
         return {count: _peak_of_child(name, folder, count) for count in counts}
 
 
@@ -125,26 +124,42 @@ def _peak_of_child(name: str, folder: str, count: int) -> float:
 def child(name: str, folder: str, count: int) -> None:
     """Merge files in this process and print its peak above what it held before, in supernets."""
     torch.set_num_threads(1)
-    places = [regions(SPACE, arch) for arch in _archs(name)]
-    shapes = shapes_of(_whole())
-    _merge_something_small()
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # reset the kernel's peak
-    before = psutil.Process().memory_info().rss
+    places, shapes = places_of(name), shapes_of(whole())
+    warm_up()
+    before = memory_before()
     shared = split(np.load(Path(folder, "shared.npy")), shapes)
     mean = OverlapMean(shapes)
     for turn in range(count):
         _add_file(mean, Path(folder, f"{turn % len(places)}.npy"), places[turn % len(places)])
     found = ServerOptimizer(ServerOptimizerConfig(), 1).step(shared, mean.result())
-    peak = _peak_bytes()
+    peak = peak_bytes()
     if found.keys() != shared.keys():
         raise AssertionError("the merge lost tensors")
     supernet = sum(tensor.nbytes for tensor in shared.values())
     sys.stdout.write(json.dumps(round((peak - before) / supernet, 2)))
 
 
-def _whole() -> Regions:
+def whole() -> Regions:
+    """Where the largest subnet's values lie: all of them."""
     return regions(SPACE, SPACE.largest())
+
+
+def places_of(name: str) -> list[Regions]:
+    """Where the updates of a kind lie, in turn."""
+    return [regions(SPACE, arch) for arch in _archs(name)]
+
+
+def memory_before() -> int:
+    """Bytes that this process holds now; its peak counts from here on."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # reset the kernel's peak
+    return int(psutil.Process().memory_info().rss)
+
+
+def write(name: str, folder: str) -> None:
+    """The updates of a kind as files: 0.npy, 1.npy, …"""
+    for place, (_, flat) in enumerate(_updates(name)):
+        np.save(Path(folder, f"{place}.npy"), flat)
 
 
 def _add_file(mean: OverlapMean, path: Path, where: Regions) -> None:
@@ -152,13 +167,14 @@ def _add_file(mean: OverlapMean, path: Path, where: Regions) -> None:
     mean.add(Update("d", np.load(path), where, 1.0))
 
 
-def _merge_something_small() -> None:
-    """What torch sets up at first use is none of the merge's memory."""
+def warm_up() -> None:
+    """Merge something small: what torch sets up at first use is none of the merge's memory."""
     warm = OverlapMean({"w": (8,)})
     warm.add(Update("d", np.ones(4, np.float32), {"w": (slice(0, 4),)}, 1.0))
     ServerOptimizer(ServerOptimizerConfig(), 1).step({"w": torch.zeros(8)}, warm.result())
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """The most memory that this process has held since `memory_before`."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024

@@ -10,6 +10,7 @@ from fedofa.server.tables import table
 from fedofa.supernet.errors import UsageError
 from rich.console import Console
 
+from .aggregate import bench_aggregate
 from .merging import bench_memory, bench_merge
 from .subnets import bench_static, bench_views
 from .timing import machine
@@ -24,6 +25,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[dict[str, Any]]]] = MappingProxyType(
         "masked": bench_masked,
         "merge": bench_merge,
         "memory": bench_memory,
+        "aggregate": bench_aggregate,
     }
 )
 

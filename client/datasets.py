@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..protos.manifest import Normalization
 from ..supernet.errors import UsageError
 from .data import ClientData, Examples
-from .partition import dirichlet, held_out
+from .partition import dirichlet, held_out, long_tail
 
 TEST_FRACTION = 0.25
 VALIDATION_FRACTION = 0.2
@@ -41,13 +41,23 @@ def digits_test(root: str | None = None, *, seed: int = 0) -> Examples:
 
 
 def mnist(
-    root: str | None, *, client: int, clients: int, alpha: float = 0.5, seed: int = 0
+    root: str | None,
+    *,
+    client: int,
+    clients: int,
+    alpha: float = 0.5,
+    seed: int = 0,
+    tail: float = 1.0,
 ) -> ClientData:
     """One client's part of MNIST or Fashion-MNIST: 28×28 images from IDX files in a folder.
 
-    The folder holds train-images-idx3-ubyte and train-labels-idx1-ubyte, gzipped or not.
+    The folder holds train-images-idx3-ubyte and train-labels-idx1-ubyte, gzipped or not. With `tail`
+    the classes are made long-tailed first: the last has so many times fewer images than the first.
     """
     images, labels = _idx(_folder(root), "train")
+    if tail != 1:
+        kept = long_tail(labels, tail, seed)
+        images, labels = images[kept], labels[kept]
     mine = dirichlet(labels, clients, alpha, seed)[client]
     return _client(_grey(images[mine], labels[mine]), DIGITS, GREY_SCALE, seed + client)
 

@@ -36,6 +36,23 @@ def dirichlet(
     return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
 
 
+def long_tail(labels: NDArray[np.int64], ratio: float, seed: int) -> Rows:
+    """Rows of a long-tailed data set: the first class keeps all, the last 1 / `ratio` of its rows.
+
+    In between classes shrink geometrically (Cui et al. 2019).
+    """
+    if ratio < 1:
+        raise UsageError(f"tail = {ratio}; how many times fewer the last class has: at least 1")
+    rng = np.random.default_rng(seed)
+    classes = np.unique(labels)
+    kept = []
+    for place, label in enumerate(classes):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        share = ratio ** (-place / max(len(classes) - 1, 1))
+        kept.append(rows[: max(1, round(share * len(rows)))])
+    return np.sort(np.concatenate(kept))
+
+
 def held_out(count: int, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """(kept, held out) rows of `count`, drawn without replacement."""
     order = np.random.default_rng(seed).permutation(count)

@@ -226,10 +226,13 @@ def cost(
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="static, views, merge, ..., all; or accuracy.")
+        str,
+        typer.Argument(
+            help="static, views, merge, aggregate, ..., all; or accuracy, robust, codec, heterogeneity."
+        ),
     ] = "all",
     data: Annotated[str, typer.Option(help="accuracy: fashion, cifar10, har.")] = "fashion",
-    seeds: Annotated[int | None, typer.Option(help="accuracy: how many.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="accuracy and fleets: how many.")] = None,
     recipes: Annotated[str, typer.Option(help="accuracy: names, with commas between.")] = "",
     jobs: Annotated[int, typer.Option(help="accuracy: processes side by side.")] = 2,
     results: Annotated[Path, typer.Option(help="accuracy: folder of results.")] = Path(
@@ -240,10 +243,13 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine (static subnets, views, merging), or recipes' accuracy at equal cost."""
+    """Measure this machine (subnets, merging), or accuracy: of recipes, or of unequal fleets."""
     from importlib import import_module
 
     # By name: benchmarks stand beside the layers, nothing may depend on them.
+    if name in ("robust", "codec", "heterogeneity"):
+        import_module("fedofa.benchmarks.fleet_trials").command(name, seeds, results)
+        return
     if name == "accuracy":
         import_module("fedofa.benchmarks.accuracy").command(
             data,
