@@ -1,0 +1,113 @@
+"""The benchmarks of unequal fleets: liars lie as they say, trials change what they name."""
+
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from fedofa.benchmarks import fleet_trials, trials
+from fedofa.benchmarks.aggregate import RULES, bench_aggregate
+from fedofa.benchmarks.fleet_trials import bench_heterogeneity, bench_robust
+from fedofa.benchmarks.liars import KINDS, LIES, Liars
+from fedofa.benchmarks.trials import Trial, run_trial
+from fedofa.client.partition import long_tail
+from fedofa.server.exchange import Answer, Request
+from fedofa.supernet.errors import UsageError
+from hypothesis import given
+from hypothesis import strategies as st
+from test_accuracy_bench import TASK
+
+
+def test_each_lie_is_what_its_name_says() -> None:
+    sent, new = np.zeros(4, np.float32), np.ones(4, np.float32)
+    assert LIES["sign-flipped x10"](sent, new).tolist() == [-10] * 4
+    assert LIES["scaled x1e6"](sent, new).tolist() == [1e6] * 4
+    assert np.isnan(LIES["NaN"](sent, new)).tolist() == [False, False, True, False]
+    assert LIES["wrong shape"](sent, new).shape == (2,)
+    assert LIES["constant"](sent, new).tolist() == pytest.approx([0.1] * 4)
+
+
+def test_only_liars_lie_and_a_replay_is_the_first_update_again() -> None:
+    body: Any = object()
+    liars = Liars("replay", frozenset({1}))
+    for turn in range(3):
+        values = np.full(2, turn, np.float32)
+        honest = liars(Request(0, body), Answer(0, body, values))
+        replayed = liars(Request(1, body), Answer(1, body, values))
+        assert honest.values is values
+        assert replayed.values is not None
+        assert replayed.values.tolist() == [0, 0]
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=50, max_size=300).map(np.array),
+    st.floats(1, 30),
+    st.integers(0, 99),
+)
+def test_a_long_tail_keeps_the_first_class_and_thins_the_last(
+    labels: Any, ratio: float, seed: int
+) -> None:
+    rows = long_tail(labels, ratio, seed)
+    assert len(set(rows.tolist())) == len(rows)
+    before, after = np.bincount(labels, minlength=5), np.bincount(labels[rows], minlength=5)
+    present = np.flatnonzero(before)
+    assert after[present[0]] == before[present[0]]
+    assert after[present[-1]] == (
+        max(1, round(before[present[-1]] / ratio)) if len(present) > 1 else before[present[0]]
+    )
+    with pytest.raises(UsageError, match=r"tail = 0\.5"):
+        long_tail(labels, 0.5, 0)
+
+
+@pytest.fixture
+def on_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "TASKS", MappingProxyType({"fashion": TASK}))
+
+
+@pytest.mark.usefixtures("on_digits")
+def test_a_trial_with_a_liar_ends_finite_and_names_it() -> None:
+    sections = {
+        "aggregation": {"rule": "trimmed_mean", "trim": 0.3, "clip": 2.0},
+        "reputation": {"strikes": 0},
+    }
+    found = run_trial(
+        Trial("lied to", sections, liars=("NaN", 1), budget_macs=2e8, low_bits=8), seed=0
+    )
+    assert found["finite"]
+    assert found["named"].get("client-03") == found["rounds"]
+    assert 0 < found["mean"] <= 1
+    assert len(found["accuracy"]) == 4
+
+
+def test_tables_are_made_of_paired_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(given: Any, seeds: Any, jobs: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "trial": trial.name, "seed": seed, "mean": 0.8 + 0.01 * seed - 0.1 * bool(trial.liars),
+                "finite": True, "named": {"client-03": 9, "client-07": 1}, "train_macs": 1e12,
+            }
+            for trial in given for seed in seeds
+        ]  # fmt: skip
+
+    monkeypatch.setattr(fleet_trials, "run_all", made)
+    _, rows = bench_robust([0, 1, 2])
+    assert {row["against clean mean"] for row in rows} == {"+0.00 ± 0.00", "-10.00 ± 0.00"}
+    one = next(row for row in rows if row["trial"] == "mean: 1 NaN")
+    assert (one["liars named"], one["others named"]) == ("3/3", 0)
+    four = next(row for row in rows if row["trial"] == "clip + median: 4 constant")
+    assert four["liars named"] == "3/12"
+    assert all(any(kind in row["trial"] for row in rows) for kind in KINDS)
+    _, others = bench_heterogeneity([0, 1])
+    assert {row["against plain"] for row in others} == {"", "+0.00 ± 0.00"}
+
+
+def test_every_rule_is_timed_against_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedofa.benchmarks.aggregate.COUNTS", (3,))
+    monkeypatch.setattr(
+        "fedofa.benchmarks.aggregate.RULES",
+        MappingProxyType({name: RULES[name] for name in ("mean", "mean, messages")}),
+    )
+    rows = bench_aggregate()
+    assert [row["rule"] for row in rows] == ["numpy running mean", "mean", "mean, messages"]
+    assert all(row["cpu_s"] > 0 and row["GB_per_s"] > 0 for row in rows)
+    assert all(2 <= row["supernets"] < 4 for row in rows[1:2])
