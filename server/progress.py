@@ -115,6 +115,21 @@ class View:
             f"  round {event['round']}: {event['device']} refused: {event['reason']}", "yellow"
         )
 
+    def _on_update_suspected(self, event: Event) -> None:
+        self.line(
+            f"  round {event['round']}: {event['device']} suspected: {event['code']}", "yellow"
+        )
+
+    def _on_quarantined(self, event: Event) -> None:
+        self.line(
+            f"  {event['device']} is in quarantine until round {event['until_round']}: "
+            f"{event['code']}",
+            "red",
+        )
+
+    def _on_aggregation_note(self, event: Event) -> None:
+        self.line(f"  round {event['round']}: {event['note']}")
+
     def _on_no_update(self, event: Event) -> None:
         self.line(f"  round {event['round']}: {event['device']}: {event['reason']}", "yellow")
 

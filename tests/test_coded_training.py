@@ -1,5 +1,6 @@
 """Whole runs with codecs, robust rules and the ledger: what devices send, and who is left out."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,17 @@ import numpy as np
 import pytest
 from fedofa.protos.codec.config import PRESETS
 from fedofa.server.config import parse_config
+from fedofa.server.events import read_events
 from fedofa.server.jobs import Job
 from fedofa.server.ledger_chain import checked
 from fedofa.server.ledger_keys import PublicKey
 from fedofa.server.ledger_report import by_device, verdict
+from fedofa.server.progress import View
 from fedofa.server.simulate import simulate
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.weights import digest
 from fleets import Clients, Run, grid_of, run_of, sending, small_config, small_fleet
+from rich.console import Console
 
 CALM = {"steps": 8, "students": "none", "lr": 0.05}
 CLASSES = ("big", "big", "big", "big", "big", "small")
@@ -112,6 +116,13 @@ def test_a_client_that_lies_again_and_again_is_named_and_put_into_quarantine(
     quarantined = run.events("quarantined")
     assert [(e["device"], e["round"]) for e in quarantined] == [("dev-0", 2)]
     assert [event["accepted"] for event in run.events("round")] == [6, 6, 5, 5]
+    shown = Console(record=True, width=120, file=io.StringIO())
+    with View(shown) as view:
+        for event, _ in read_events(tmp_path / "events.jsonl"):
+            view(event)
+    text = shown.export_text()
+    assert "round 1: dev-0 suspected" in text
+    assert "dev-0 is in quarantine until round 12" in text
     honest = Run(tmp_path / "honest", config, grid_of(devices)).start()
     losses = [one.events("round")[-1]["loss"] for one in (run, honest)]
     assert losses[0] < 1.2 * losses[1]
