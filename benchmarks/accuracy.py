@@ -97,13 +97,13 @@ def main(options: Options) -> Record:
             pool.submit(run, options.task, recipe, seed, {}, test=True): (recipe, seed)
             for recipe, seed in missing
         }
-        for done in as_completed(waiting):
+        for done in as_completed(list(waiting)):
             kept.append({**as_record(done.result()), "commit": made_by})
             _write(path, task, kept)
-            recipe, seed = waiting[done]
+            recipe, seed = waiting.pop(done)
             console.print(
                 f"{recipe}, seed {seed}: mean {kept[-1]['mean']:.4f}, "
-                f"{kept[-1]['cpu_seconds']:.0f} CPU-s ({len(kept)} of {len(wanted)})",
+                f"{kept[-1]['cpu_seconds']:.0f} CPU-s ({len(wanted) - len(waiting)} of {len(wanted)})",
                 highlight=False,
             )
     chosen = [r for r in kept if (r["recipe"], r["seed"]) in wanted]
