@@ -3,7 +3,7 @@
 from ..protos.flower import Values
 from ..supernet.errors import RefusedUpdate
 from .events import EventLog
-from .ledger import Ledger, RoundRecord
+from .ledger import Ledger, RoundRecord, update_digest
 from .reputation import Reputation
 from .samplers.assigned import Assigned
 
@@ -14,17 +14,22 @@ class Books:
     def __init__(
         self, number: int, before: str, log: EventLog, reputation: Reputation, ledger: Ledger | None
     ) -> None:
-        self._number, self._log, self._reputation, self._ledger = number, log, reputation, ledger
+        self.number = number
+        self._log, self._reputation, self._ledger = log, reputation, ledger
         self._record = RoundRecord(before)
 
     def assigned(self, device: str, assigned: Assigned, macs: int) -> None:
         """A device was asked for an update; `macs` of one forward pass of one example."""
         self._record.assign(device, assigned.arch, macs, assigned.offset)
 
-    def accepted(self, device: str, values: Values, weight: float) -> None:
-        """An update counts; `values` as they came."""
+    def digest(self, values: Values) -> str:
+        """What the ledger notes of an update's values as they came; nothing without a ledger."""
+        return update_digest(values) if self._ledger is not None else ""
+
+    def accepted(self, device: str, sha256: str, weight: float) -> None:
+        """An update counts; `sha256` is its `digest`."""
         if self._ledger is not None:
-            self._record.accept(device, values, weight)
+            self._record.accept(device, sha256, weight)
 
     def refused(self, device: str, refusal: RefusedUpdate) -> None:
         """An update was refused."""
@@ -35,6 +40,10 @@ class Books:
     def missing(self, device: str, reason: str) -> None:
         """No update came."""
         self._event("no_update", device=device, reason=reason)
+
+    def closed_early(self, accepted: int, devices: list[str]) -> None:
+        """The round had enough good updates and did not wait for these devices."""
+        self._event("round_closed", accepted=accepted, not_awaited=devices)
 
     def suspected(self, device: str, code: str) -> None:
         """The rule of aggregation left an update out, or most of it."""
@@ -50,19 +59,19 @@ class Books:
         """The round came to nothing."""
         self._event("round_abandoned", accepted=accepted)
         if self._ledger is not None:
-            self._ledger.abandoned(self._record, self._number)
+            self._ledger.abandoned(self._record, self.number)
 
     def done(self, after: str, coverage: float) -> None:
         """The round is over; `after` is the digest of the weights that it leaves."""
         if self._ledger is not None:
-            self._ledger.round(self._record, self._number, after, coverage)
+            self._ledger.round(self._record, self.number, after, coverage)
 
     def _strike(self, device: str, code: str) -> None:
-        until = self._reputation.strike(device, self._number, code)
+        until = self._reputation.strike(device, self.number, code)
         if until is not None:
             self._event("quarantined", device=device, until_round=until, code=code)
             if self._ledger is not None:
                 self._ledger.quarantined(device, until, code)
 
     def _event(self, kind: str, **fields: object) -> None:
-        self._log(kind, round=self._number, **fields)
+        self._log(kind, round=self.number, **fields)

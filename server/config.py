@@ -28,6 +28,7 @@ from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
 from .recipes import with_recipe
 from .reputation import ReputationConfig
+from .round_config import RoundConfig
 from .samplers.catalogue import SamplerConfig
 
 BITS_FOR_MEMORY = 8
@@ -38,19 +39,6 @@ ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class RoundConfig(_Section):
-    """Rounds of training: how many, how long each may take, how many replies make one."""
-
-    rounds: int = Field(12, ge=1)
-    deadline_s: float = Field(120.0, gt=0, le=1e7)
-    min_replies: int = Field(1, ge=1)
-    min_clients: int = Field(1, ge=1)
-    join_timeout_s: float = Field(120.0, gt=0)
-    max_update_ratio: float = Field(20.0, gt=0)
-    max_weight_share: float = Field(20.0, gt=1)
-    keep_checkpoints: int = Field(2, ge=1)
 
 
 class ClassConfig(_Section):

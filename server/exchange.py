@@ -2,9 +2,9 @@
 
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Generic, TypeVar
+from typing import IO, Generic, Protocol, TypeVar
 
 import numpy as np
 from flwr.app import Message
@@ -39,15 +39,25 @@ class Answer(Generic[B]):
     failure: str = ""
 
 
+class Clock(Protocol):
+    """Time that goes by; the module `time` is one."""
+
+    def monotonic(self) -> float:
+        """Seconds."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Let time go by."""
+
+
 class Exchange:
     """Messages over a grid with a deadline; a late reply is not waited for.
 
     Poll often: Flower drops a finished reply if its node goes offline before it was pulled.
     """
 
-    def __init__(self, grid: Grid, poll_s: float = POLL_SECONDS) -> None:
+    def __init__(self, grid: Grid, poll_s: float = POLL_SECONDS, clock: Clock = time) -> None:
         self.grid = grid
-        self._poll_s = poll_s
+        self.poll_s, self.clock = poll_s, clock
         self._owing: dict[str, int] = {}
 
     def nodes(self) -> list[int]:
@@ -59,44 +69,48 @@ class Exchange:
 
         Waits up to `wait_s` seconds until at least `least` of the nodes `of` owe none.
         """
-        end = time.monotonic() + wait_s
+        end = self.clock.monotonic() + wait_s
         while True:
             for message in list(self._owing):
                 if self._arrived(message):
                     del self._owing[message]
             owing = frozenset(self._owing.values())
-            if not owing or len(set(of) - owing) >= least or time.monotonic() >= end:
+            if not owing or len(set(of) - owing) >= least or self.clock.monotonic() >= end:
                 return owing
-            time.sleep(self._poll_s)
+            self.clock.sleep(self.poll_s)
 
     def ask(
         self, requests: Iterable[Request], reply: type[B], deadline_s: float, group: str = ""
-    ) -> Iterator[Answer[B]]:
-        """Send every request; yield answers as they come until all are in or time is over."""
-        begin = time.monotonic()
-        pending: dict[str, int] = {}
-        for request in requests:
-            for message in self.grid.push_messages([to_message(request, deadline_s, group)]):
-                if message:
-                    pending[message] = request.node
-                else:  # Flower's way to say that it no longer knows the node
-                    yield Answer(request.node, None, None, "the device has left")
-        while pending:
-            arrived = False
-            for message, node in list(pending.items()):
-                answer = self._pull(message, node, reply)
-                if answer is not None:
-                    del pending[message]
-                    arrived = True
+    ) -> Generator[Answer[B], None, None]:
+        """Send every request; yield answers as they come until all are in or time is over.
+
+        Closed before that, it leaves those that have not answered owing their replies.
+        """
+        flight = Flight(self, reply, deadline_s)
+        try:
+            for request in requests:
+                flight.send(request, group)
+            while len(flight):
+                came = False
+                for answer in flight.arrived():
+                    came = True
                     yield answer
-            waited_s = time.monotonic() - begin
-            if waited_s >= deadline_s:
-                break
-            if pending and not arrived:
-                time.sleep(max(self._poll_s, min(POLL_SHARE * waited_s, POLL_MOST_S)))
-        for message, node in pending.items():
-            self._owing[message] = node
-            yield Answer(node, None, None, f"no reply within {deadline_s:g} s")
+                if len(flight) and not came:
+                    flight.wait()
+        finally:
+            flight.close()
+
+    def pull(self, message: str, node: int, reply: type[B]) -> Answer[B] | None:
+        """One reply, if it is there: alone, so that one that cannot be read costs no other."""
+        try:
+            found = list(self.grid.pull_messages([message]))
+        except UNREADABLE as error:  # Flower unpacks a stranger's bytes in here
+            return Answer(node, None, None, f"unreadable reply: {type(error).__name__}")
+        return to_answer(node, found[0], reply) if found else None
+
+    def owes(self, message: str, node: int) -> None:
+        """Wait for this reply no longer, but remember that the node is still at it."""
+        self._owing[message] = node
 
     def _arrived(self, message: str) -> bool:
         try:
@@ -104,13 +118,74 @@ class Exchange:
         except UNREADABLE:  # late and of no use, but it is here
             return True
 
-    def _pull(self, message: str, node: int, reply: type[B]) -> Answer[B] | None:
-        """One reply, if it is there: alone, so that one that cannot be read costs no other."""
-        try:
-            found = list(self.grid.pull_messages([message]))
-        except UNREADABLE as error:  # Flower unpacks a stranger's bytes in here
-            return Answer(node, None, None, f"unreadable reply: {type(error).__name__}")
-        return to_answer(node, found[0], reply) if found else None
+
+@dataclass(slots=True)
+class _Out:
+    """A request that is out: to whom, since when, and when its reply is looked for next."""
+
+    node: int
+    since: float
+    look: float
+
+
+class Flight(Generic[B]):
+    """Requests that are out, each with a deadline of its own from when it was sent."""
+
+    def __init__(self, exchange: Exchange, reply: type[B], deadline_s: float) -> None:
+        self._exchange, self._reply, self._deadline_s = exchange, reply, deadline_s
+        self._out: dict[str, _Out] = {}
+        self._left: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._out) + len(self._left)
+
+    @property
+    def nodes(self) -> frozenset[int]:
+        """Whom an answer is expected from."""
+        return frozenset([*self._left, *(out.node for out in self._out.values())])
+
+    def send(self, request: Request, group: str = "") -> None:
+        """Send a request."""
+        message = to_message(request, self._deadline_s, group)
+        for sent in self._exchange.grid.push_messages([message]):
+            if sent:
+                now = self._exchange.clock.monotonic()
+                self._out[sent] = _Out(request.node, now, now)
+            else:  # Flower's way to say that it no longer knows the node
+                self._left.append(request.node)
+
+    def arrived(self) -> Iterator[Answer[B]]:
+        """What has come since the last look, and what will not come: late, or the device has left."""
+        while self._left:
+            yield Answer(self._left.pop(0), None, None, "the device has left")
+        for message, out in list(self._out.items()):
+            now = self._exchange.clock.monotonic()
+            waited_s = now - out.since
+            if now < out.look and waited_s < self._deadline_s:
+                continue
+            answer = self._exchange.pull(message, out.node, self._reply)
+            if answer is None and waited_s >= self._deadline_s:
+                self._exchange.owes(message, out.node)
+                answer = Answer(out.node, None, None, f"no reply within {self._deadline_s:g} s")
+            if answer is None:
+                later_s = max(self._exchange.poll_s, min(POLL_SHARE * waited_s, POLL_MOST_S))
+                out.look = now + later_s
+            else:
+                del self._out[message]
+                yield answer
+
+    def wait(self) -> None:
+        """Let time go by until there is something to look for."""
+        now = self._exchange.clock.monotonic()
+        ends = [min(out.look, out.since + self._deadline_s) for out in self._out.values()]
+        self._exchange.clock.sleep(max(min(ends, default=now) - now, self._exchange.poll_s))
+
+    def close(self) -> None:
+        """Wait for none of them any longer."""
+        for message, out in self._out.items():
+            self._exchange.owes(message, out.node)
+        self._out.clear()
+        self._left.clear()
 
 
 def to_message(request: Request, deadline_s: float, group: str) -> Message:

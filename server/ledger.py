@@ -45,6 +45,11 @@ from .ledger_keys import SigningKey, run_key
 TORN = "ledger.torn"
 
 
+def update_digest(values: NDArray[Any]) -> str:
+    """sha256 of an update's bytes as they travelled."""
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+
+
 @dataclass(slots=True)
 class RoundRecord:
     """What happens in one round, gathered as it happens; `before` is the weights' digest.
@@ -64,10 +69,9 @@ class RoundRecord:
         """Note what a device is to train; `macs` of one forward pass of one example."""
         self.assigned[device] = Assignment(arch=arch_digest(arch), offset=offset, macs=macs)
 
-    def accept(self, device: str, values: NDArray[Any], weight: float) -> None:
-        """Note an update that counts, by the bytes that came, and its weight in the merge."""
-        digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
-        self.accepted[device] = Update(sha256=digest, weight=weight)
+    def accept(self, device: str, sha256: str, weight: float) -> None:
+        """Note an update that counts, by its `update_digest`, and its weight in the merge."""
+        self.accepted[device] = Update(sha256=sha256, weight=weight)
 
     def refuse(self, device: str, code: str) -> None:
         """Note a refusal with its reason code."""

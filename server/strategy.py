@@ -6,6 +6,7 @@ reply at a time, and goes on from a checkpoint.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -75,13 +76,14 @@ class SupernetStrategy(Strategy):
             if len(fleet.members) - len(busy | gone) >= config.round.min_replies:
                 busy |= gone
             assignments = training.assignments(fleet, busy)
-            answers = self._exchange.ask(
+            asking = self._exchange.ask(
                 training.requests(assignments),
                 TrainReply,
                 config.round.deadline_s,
                 str(training.round + 1),
             )
-            report = training.finish_round(assignments, fleet, answers)
+            with closing(asking) as answers:  # those that are not waited for owe their replies
+                report = training.finish_round(assignments, fleet, answers)
             abandoned = 0 if report else abandoned + 1
             if abandoned == MAX_ABANDONED:
                 raise RunError(

@@ -2,29 +2,31 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..protos.messages import TrainReply, TrainRequest, tensor_shapes
 from ..supernet.axes import layout
-from ..supernet.cost import cost
 from ..supernet.errors import RunError
 from ..supernet.space import Space, plain
-from ..supernet.weights import digest, gather, initial, shapes_of
-from .assignment import assign, remember
+from ..supernet.weights import Flat, digest, gather, initial, shapes_of, size_of
+from .answers import all_good, first_good
+from .assignment import assign, assign_some, remember
 from .books import Books
 from .checkpoint import Checkpoint, CheckpointStore
 from .config import RunConfig
 from .coverage import Coverage
 from .events import EventLog
-from .exchange import Answer, Request, in_order
+from .exchange import Answer, Request
 from .fleet import Fleet, Member
+from .intake import Asked, Good, Intake
 from .ledger import Ledger
-from .open_round import Asked, Assignments, OpenRound
+from .open_round import Assignments, OpenRound, Terms
 from .optimizer import ServerOptimizer
 from .reputation import Reputation
 from .samplers.assigned import Assigned, Client, Round
+from .shelf import Buffer, Shelf
 
 FINGERPRINT = (
     "seed",
@@ -80,6 +82,7 @@ class Training:
         self.reputation = Reputation(config.reputation)
         self.memory: Mapping[str, Any] = {}
         self._rule_memory: Mapping[str, Any] = {}
+        self._abandoned = 0
         self._shapes = {name: tensor.shape for name, tensor in layout(space).items()}
 
     def resume(self) -> bool:
@@ -126,16 +129,25 @@ class Training:
             or (server.optimizer == "momentum" and server.momentum is None)
         ):
             names.append("rounds")
+        if self.config.round.clients is not None:
+            names.append("clients")
         rounds = {name: dump["round"][name] for name in names}
         return {**parts, "round": rounds, "space": plain(self.space.to_dict())}
 
     def assignments(self, fleet: Fleet, busy: frozenset[int] = frozenset()) -> Assignments:
-        """Node → (member, subnet) for the coming round, without busy nodes and those in quarantine."""
+        """Node → (member, subnet) for the coming round, without busy nodes and those in quarantine.
+
+        All others, or as many as the configuration says.
+        """
         resting = self.reputation.resting(self.round + 1)
         out = busy | {m.node for m in fleet.members.values() if m.name in resting}
         free = [m for m in fleet.members.values() if m.node not in out]
         this = self._this_round(free, [m for m in fleet.members.values() if m.node in out])
-        chosen = assign(self.config.sampler, this, self.coverage.ages)
+        sampler, ages, most = self.config.sampler, self.coverage.ages, self.config.round.clients
+        if most is None:
+            chosen = assign(sampler, this, ages)
+        else:
+            chosen = assign_some(sampler, this, ages, most, self._abandoned)
         return {m.node: (m, chosen[m.name]) for m in free if m.name in chosen}
 
     def _this_round(self, members: Iterable[Member], busy: Iterable[Member] = ()) -> Round:
@@ -159,7 +171,6 @@ class Training:
         """One message at a time: only the selected values, and what they are."""
         codec = self.config.codec
         for node, (_, assigned) in assignments.items():
-            where = assigned.regions(self.space)
             body = TrainRequest(
                 run=self.config.name,
                 round=self.round + 1,
@@ -172,9 +183,13 @@ class Training:
                 codec=codec and codec.codec(),
                 error_memory=codec is not None and codec.error_memory,
                 recipe=assigned.recipe(self.config.recipe),
-                tensors=tensor_shapes(shapes_of(where)),
+                tensors=tensor_shapes(shapes_of(assigned.regions(self.space))),
             )
-            yield Request(node, body, gather(self.weights, where))
+            yield Request(node, body, self.sent(assigned))
+
+    def sent(self, assigned: Assigned) -> Flat:
+        """The values that a device gets with a subnet."""
+        return gather(self.weights, assigned.regions(self.space))
 
     def learning_rate(self) -> float:
         """This round's local learning rate; cosine falls to a twentieth at the end."""
@@ -191,39 +206,62 @@ class Training:
 
         None when the round is abandoned for too few good updates: then nothing has changed.
         """
-        begin = time.perf_counter()
+        begin, intake = time.perf_counter(), self.intake()
+        number, lr = self.round + 1, self.learning_rate()
+        asked = {node: Asked(m, a, number, lr) for node, (m, a) in assignments.items()}
+        for one in asked.values():
+            intake.asked(one)
+        if (enough := self.config.round.enough(len(asked))) is None:
+            goods = all_good(intake, asked, self.sent, answers)
+        else:
+            buffer = Buffer(Shelf(size_of(self._shapes)))
+            goods = first_good(intake, asked, self.sent, answers, buffer, enough)
+        return self.close(list(asked.values()), goods, intake, fleet, begin)
+
+    def intake(self) -> Intake:
+        """What takes the answers of the coming round."""
         number, before = self.round + 1, self._digest()
         books = Books(number, before, self.log, self.reputation, self.ledger)
-        for member, assigned in assignments.values():
-            books.assigned(member.name, assigned, cost(self.space, assigned.arch).macs)
-        asked = Asked(
-            self.config, self.space, number, self.learning_rate(), self.weights, assignments
-        )
+        return Intake(self.config, self.space, books)
+
+    def close(
+        self,
+        asked: Sequence[Asked],
+        goods: Iterable[Good],
+        intake: Intake,
+        fleet: Fleet,
+        begin: float,
+    ) -> RoundReport | None:
+        """Fold good updates, step, and write the checkpoint; `asked` are all whose answers end here.
+
+        None when the round is abandoned for too few good updates: then nothing has changed.
+        """
+        books = intake.books
         fold = self.config.aggregation.fold(self._shapes, self._rule_memory)
-        work = OpenRound(asked, fleet, fold, self._shapes, books)
-        # The same order whatever the order of arrival: equal bits on a network and in one process.
-        for answer in in_order(answers, list(assignments)):
-            work.take(answer)
+        work = OpenRound(Terms(self.config, self.space, self._shapes, fleet), asked, fold, books)
+        for good in goods:
+            work.add(good)
         tally = work.tally
         if tally.accepted < self.config.round.min_replies:
+            self._abandoned += 1
             books.abandoned(tally.accepted)
             return None
         merged = work.merged()
-        this = self._this_round(member for member, _ in assignments.values())
+        this = self._this_round(one.member for one in asked)
         self.memory = remember(self.config.sampler, this, self.coverage.ages, tally.outcomes)
         self._rule_memory = merged.memory
         self.weights = self.optimizer.step(self.weights, merged)
-        self.round = number
+        self.round, self._abandoned = books.number, 0
         report = RoundReport(
             round=self.round,
             accepted=tally.accepted,
-            refused=tally.refused,
-            missing=len(assignments) - tally.accepted - tally.refused,
+            refused=intake.refused,
+            missing=len(asked) - tally.accepted - intake.refused,
             loss=tally.loss / tally.examples,
             coverage=self.coverage.update(merged.trained),
             oldest=self.coverage.oldest(),
             train_macs=tally.train_macs,
-            bytes_sent=sum(sent_bytes(self.space, a) for _, a in assignments.values()),
+            bytes_sent=sum(sent_bytes(self.space, one.assigned) for one in asked),
             bytes_received=tally.bytes_received,
             seconds=time.perf_counter() - begin,
         )

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from fedofa.server.contributions import Contribution, contributions
-from fedofa.server.ledger import TORN, Ledger, RoundRecord
+from fedofa.server.ledger import TORN, Ledger, RoundRecord, update_digest
 from fedofa.server.ledger_chain import LEDGER, Chain, Verified, checked, lines, verify
 from fedofa.server.ledger_entries import (
     CONTEXT,
@@ -58,7 +58,7 @@ def record_of(before: object, devices: tuple[str, ...] = DEVICES) -> RoundRecord
     record = RoundRecord(weights(before))
     for device in devices:
         record.assign(device, ARCH, 1000)
-    record.accept(devices[0], np.arange(3, dtype=np.float32), 12.0)
+    record.accept(devices[0], update_digest(np.arange(3, dtype=np.float32)), 12.0)
     if len(devices) > 1:
         record.refuse(devices[1], "norm")
     return record
@@ -451,7 +451,7 @@ def test_whatever_is_resumed_when_the_rounds_that_count_are_those_of_the_run(
             device = f"dev-{step}"
             record = RoundRecord(before)
             record.assign(device, ARCH, 1)
-            record.accept(device, np.zeros(1), 1.0 + step)
+            record.accept(device, update_digest(np.zeros(1)), 1.0 + step)
             ledger.round(record, len(done), weights(("step", number)), 1.0)
             done.append((device, weights(("step", number)), ledger.head))
         elif step == 4:
@@ -492,7 +492,7 @@ else:
 while True:
     record = module.RoundRecord(state["weights"])
     record.assign("a", {"depth": 1}, 1)
-    record.accept("a", np.zeros(1), 1.0)
+    record.accept("a", module.update_digest(np.zeros(1)), 1.0)
     after = sha256(os.urandom(8)).hexdigest()
     ledger.round(record, state["round"] + 1, after, 1.0)
     state = {"round": state["round"] + 1, "weights": after, "head": ledger.head}
@@ -639,7 +639,7 @@ def large(ledger: Ledger, round_: int) -> float:
     begin = time.process_time()
     for number in range(1000):
         record.assign(f"device-{number:04d}", {f"gene.{gene}": gene for gene in range(20)}, 10**6)
-        record.accept(f"device-{number:04d}", np.zeros(4, np.float32), 1.0)
+        record.accept(f"device-{number:04d}", update_digest(np.zeros(4, np.float32)), 1.0)
     ledger.round(record, round_, weights(round_), 1.0)
     return time.process_time() - begin
 

@@ -28,10 +28,9 @@ class Single(Forgetful):
                 (client.largest(this.seed) for client in this.fleet),
                 key=lambda found: cost(this.space, found).macs,
             )
-        able = [client for client in this.clients if client.fits(arch)]
-        if not able:
+        if not any(client.fits(arch) for client in this.fleet):
             raise UsageError(
                 f"sampler.arch = {dict(arch)}: no client can train it; give a smaller one or raise "
                 "a class's bounds"
             )
-        return {client.name: Assigned(arch) for client in able}
+        return {client.name: Assigned(arch) for client in this.clients if client.fits(arch)}

@@ -1,0 +1,76 @@
+"""The [round] table: whom a round asks, what ends it, and rounds without waiting."""
+
+import math
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class RoundConfig(BaseModel):
+    """Rounds of training: how many, how long each may take, how many replies make one.
+
+    Each round asks all devices that are free, or `clients` of them, drawn anew. It ends when all
+    have answered, at its deadline, or as soon as `enough_replies` good updates are in: so many, or,
+    with a decimal point, that share of the devices asked.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rounds: int = Field(12, ge=1)
+    deadline_s: float = Field(120.0, gt=0, le=1e7)
+    min_replies: int = Field(1, ge=1)
+    min_clients: int = Field(1, ge=1)
+    clients: int | None = Field(None, ge=1)
+    enough_replies: int | float | None = None
+    join_timeout_s: float = Field(120.0, gt=0)
+    max_update_ratio: float = Field(20.0, gt=0)
+    max_weight_share: float = Field(20.0, gt=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @field_validator("enough_replies", mode="before")
+    @classmethod
+    def _count_or_share(cls, value: object) -> object:
+        if value is None:
+            return None
+        count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        share = isinstance(value, float) and 0 < value <= 1
+        if not (count or share):
+            raise ValueError(
+                "a number of replies of at least 1 (10), or a share of the devices asked, with a "
+                "decimal point, above 0 and at most 1.0 (0.8)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Self:
+        least, most = self.min_replies, self.clients
+        if most is not None and most < least:
+            raise ValueError(
+                f"round.clients = {most}: fewer than min_replies = {least}, every round would be "
+                "abandoned; ask more devices or lower min_replies"
+            )
+        given = self.enough_replies
+        if isinstance(given, int) and most is not None and given > most:
+            raise ValueError(
+                f"round.enough_replies = {given}: only clients = {most} devices are asked in a "
+                "round; lower it or ask more devices"
+            )
+        # Without a number of clients nobody knows yet how many a share of them is.
+        enough = given if isinstance(given, int) or given is None else most and _share(given, most)
+        if enough is not None and enough < least:
+            raise ValueError(
+                f"round.enough_replies = {given}: {enough} updates are fewer than min_replies = "
+                f"{least}; raise it or lower min_replies"
+            )
+        return self
+
+    def enough(self, asked: int) -> int | None:
+        """How many good updates end a round that asked so many devices; None: nothing ends it."""
+        given = self.enough_replies
+        if given is None:
+            return None
+        return max(self.min_replies, given if isinstance(given, int) else _share(given, asked))
+
+
+def _share(share: float, asked: int) -> int:
+    return math.ceil(round(share * asked, 9))  # 0.07 · 100 is a little more than 7
