@@ -4,6 +4,7 @@ from ..protos.flower import Values
 from ..supernet.errors import RefusedUpdate
 from .events import EventLog
 from .ledger import Ledger, RoundRecord, update_digest
+from .ledger_entries import STALE
 from .reputation import Reputation
 from .samplers.assigned import Assigned
 
@@ -18,9 +19,14 @@ class Books:
         self._log, self._reputation, self._ledger = log, reputation, ledger
         self._record = RoundRecord(before)
 
-    def assigned(self, device: str, assigned: Assigned, macs: int) -> None:
-        """A device was asked for an update; `macs` of one forward pass of one example."""
-        self._record.assign(device, assigned.arch, macs, assigned.offset)
+    def assigned(
+        self, device: str, assigned: Assigned, macs: int, version: int | None = None
+    ) -> None:
+        """A device was asked for an update; `macs` of one forward pass of one example.
+
+        `version` is that of the weights that it was sent, where it need not be the newest.
+        """
+        self._record.assign(device, assigned.arch, macs, assigned.offset, version)
 
     def digest(self, values: Values) -> str:
         """What the ledger notes of an update's values as they came; nothing without a ledger."""
@@ -31,11 +37,12 @@ class Books:
         if self._ledger is not None:
             self._record.accept(device, sha256, weight)
 
-    def refused(self, device: str, refusal: RefusedUpdate) -> None:
-        """An update was refused."""
+    def refused(self, device: str, refusal: RefusedUpdate, overtaken: bool = False) -> None:
+        """An update was refused; that its weights were `overtaken` is not the device's fault."""
         self._event("update_refused", device=device, code=refusal.code, reason=str(refusal))
         self._record.refuse(device, refusal.code)
-        self._strike(device, refusal.code)
+        if not (overtaken and refusal.code == STALE):
+            self._strike(device, refusal.code)
 
     def missing(self, device: str, reason: str) -> None:
         """No update came."""

@@ -13,7 +13,8 @@ class Contribution:
 
     `unused` updates were good, but their round was abandoned. `weight` sums the accepted updates'
     weights in the merges, `share` is its part of all devices' sum. A strike is a round in which an
-    update was refused or suspected. Superseded rounds do not count.
+    update was refused or suspected, but not for weights that others had overtaken. Superseded rounds
+    do not count.
     """
 
     device: str
@@ -51,7 +52,7 @@ def count(entries: Iterable[Entry]) -> list[Contribution]:
     for entry in entries:
         if isinstance(entry, Round | Abandoned):
             _count_round(found, entry)
-            for device in entry.refused.keys() | entry.suspected.keys():
+            for device in entry.strikes():
                 found[device].strikes += struck.get(device) != entry.round
                 struck[device] = entry.round
         elif isinstance(entry, Quarantined):

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,7 +12,7 @@ from ..supernet.errors import RunError, UsageError
 from ..supernet.space import Space, plain
 from .config import RunConfig
 from .events import EventLog
-from .exchange import Exchange, Request
+from .exchange import Answer, Exchange, Request
 from .limits import Limits, require_fit, training_limits
 
 # A device that came back is refused while its former node still counts as online (up to a minute).
@@ -63,6 +63,7 @@ class Roll:
         self._config, self._log = config, log
         self._asked: Counter[int] = Counter()
         self._known: dict[str, Member] = {}
+        self._online: frozenset[int] = frozenset()
 
     def gather(self) -> Fleet:
         """Wait until `min_clients` devices are there and every class has one.
@@ -84,35 +85,58 @@ class Roll:
 
     def refresh(self) -> None:
         """Ask nodes that were not asked before; a device that came back replaces itself."""
+        for answer in self.exchange.ask(self.fresh(), DeviceProfile, self.deadline_s):
+            self.take(answer)
+
+    @property
+    def deadline_s(self) -> float:
+        """How long a device may take to tell its profile."""
+        return min(self._config.round.deadline_s, PROFILE_DEADLINE_S)
+
+    def fresh(self, asking: Collection[int] = ()) -> list[Request]:
+        """What to ask nodes that are not known yet, nor being asked."""
         online = self.exchange.nodes()
-        settled = {member.node for member in self._known.values()}
+        self._online = frozenset(online)
+        settled = {member.node for member in self._known.values()} | set(asking)
         fresh = [n for n in online if n not in settled and self._asked[n] < PROFILE_TRIES]
-        if not fresh:
-            return
         self._asked.update(fresh)
         body = ProfileRequest(space=plain(self.space.to_dict()))
-        requests = [Request(node, body) for node in fresh]
-        deadline_s = min(self._config.round.deadline_s, PROFILE_DEADLINE_S)
-        for answer in self.exchange.ask(requests, DeviceProfile, deadline_s):
-            if answer.body is None:
-                self._leave_out(answer.node, answer.failure)
-            elif self._taken(answer.body, set(online)):
-                self._leave_out(answer.node, f"device {answer.body.device}: the name is taken")
-            else:
-                try:
-                    self._admit(answer.node, answer.body)
-                except UsageError as error:
-                    self._leave_out(answer.node, str(error))
-                    self._asked[answer.node] = PROFILE_TRIES  # it will say the same again
+        return [Request(node, body) for node in fresh]
+
+    def take(self, answer: Answer[DeviceProfile]) -> None:
+        """Admit the device that answers, or leave it out with a reason."""
+        if answer.body is None:
+            self._leave_out(answer.node, answer.failure)
+        elif self._taken(answer.body):
+            self._leave_out(answer.node, f"device {answer.body.device}: the name is taken")
+        else:
+            try:
+                self._admit(answer.node, answer.body)
+            except UsageError as error:
+                self._leave_out(answer.node, str(error))
+                self._asked[answer.node] = PROFILE_TRIES  # it will say the same again
+
+    def away(self, least: int, wait_s: float) -> frozenset[int]:
+        """Nodes that cannot be asked now: those that owe a late reply, and those that have left.
+
+        Waits up to `wait_s` seconds until at least `least` owe none: with every node late, the next
+        rounds would be abandoned before one could answer. Those that have left are asked all the same
+        where too few would remain.
+        """
+        nodes = frozenset(self.fleet().by_node())
+        busy = self.exchange.busy(least, nodes, wait_s)
+        # One that left would be counted on for weights that it will not train.
+        gone = nodes - frozenset(self.exchange.nodes())
+        return busy | gone if len(nodes - busy - gone) >= least else busy
 
     def _leave_out(self, node: int, reason: str) -> None:
         if self._asked[node] == 1:
             self._log("device_left_out", node=str(node), reason=reason)
 
-    def _taken(self, profile: DeviceProfile, online: set[int]) -> bool:
+    def _taken(self, profile: DeviceProfile) -> bool:
         """Whether another device that is online has this name; one that has gone gives it up."""
         known = self._known.get(profile.device)
-        return known is not None and known.node in online
+        return known is not None and known.node in self._online
 
     def _admit(self, node: int, profile: DeviceProfile) -> None:
         if profile.device_class not in self._config.classes:

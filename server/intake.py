@@ -11,6 +11,7 @@ from .books import Books
 from .config import RunConfig
 from .exchange import Answer
 from .fleet import Member
+from .ledger_entries import STALE
 from .samplers.assigned import Assigned
 from .validation import Expected, checked
 
@@ -46,23 +47,32 @@ class Intake:
     def asked(self, asked: Asked) -> None:
         """Note what a device was asked."""
         macs = cost(self._space, asked.assigned.arch).macs
-        self.books.assigned(asked.member.name, asked.assigned, macs)
+        version = asked.number - 1 if self._config.round.mode == "async" else None
+        self.books.assigned(asked.member.name, asked.assigned, macs, version)
 
     def admit(self, asked: Asked, sent: Flat, answer: Answer[TrainReply]) -> Good | None:
         """The update, or None where there is none that counts; `sent` are the values it got."""
-        name, values = asked.member.name, answer.values
+        name, values, staleness = asked.member.name, answer.values, self.books.number - asked.number
         if answer.body is None:
             self.books.missing(name, answer.failure)
             return None
         try:
+            self._check_age(staleness)
             delta = checked(self._expected(asked, sent), answer.body, values)
         except RefusedUpdate as refusal:
             self.refused += 1
-            self.books.refused(name, refusal)
+            self.books.refused(name, refusal, overtaken=staleness > 0)
             return None
         if values is None:  # checked never lets it pass
             raise TypeError("an update without values was accepted")
         return Good(asked, answer.body, delta, self.books.digest(values), values.nbytes)
+
+    def _check_age(self, staleness: int) -> None:
+        most = self._config.round.max_staleness
+        if most is not None and staleness > most:
+            raise RefusedUpdate(
+                STALE, f"the weights it was sent are {staleness} versions old; at most {most} count"
+            )
 
     def _expected(self, asked: Asked, sent: Flat) -> Expected:
         codec = self._config.codec

@@ -64,10 +64,19 @@ class RoundRecord:
     suspected: dict[str, str] = field(default_factory=dict)
 
     def assign(
-        self, device: str, arch: Mapping[str, int | float], macs: int, offset: int = 0
+        self,
+        device: str,
+        arch: Mapping[str, int | float],
+        macs: int,
+        offset: int = 0,
+        version: int | None = None,
     ) -> None:
-        """Note what a device is to train; `macs` of one forward pass of one example."""
-        self.assigned[device] = Assignment(arch=arch_digest(arch), offset=offset, macs=macs)
+        """Note what a device is to train; `macs` of one forward pass of one example.
+
+        `version` is that of the weights that it was sent, where it need not be the newest.
+        """
+        digest = arch_digest(arch)
+        self.assigned[device] = Assignment(arch=digest, offset=offset, macs=macs, version=version)
 
     def accept(self, device: str, sha256: str, weight: float) -> None:
         """Note an update that counts, by its `update_digest`, and its weight in the merge."""

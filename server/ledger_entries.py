@@ -19,15 +19,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -36,6 +38,8 @@ from ..supernet.errors import ArtifactError
 CONTEXT = b"fedofa ledger entry 1\n"
 """Signed before the hash: the same key may sign other things."""
 FIRST = "0" * 64
+STALE = "stale_round"
+"""Reason code of an update that belongs to another round, or whose weights are too old."""
 LINE = re.compile(
     rb'\{"body":(\{.*\}),"hash":"([0-9a-f]{64})","prev":"([0-9a-f]{64})",'
     rb'"signature":"([0-9a-f]{128})"\}\n'
@@ -65,11 +69,24 @@ class _Part(BaseModel):
 
 
 class Assignment(_Part):
-    """What a device was to train: digest of the architecture, window's offset, MACs of a pass."""
+    """What a device was to train: digest of the architecture, window's offset, MACs of a pass.
+
+    `version` is the round that left the weights that it was sent, in asynchronous training only:
+    elsewhere it is the one before, and the entry does not have the field.
+    """
 
     arch: Sha256
     offset: int
     macs: int = Field(ge=0)
+    version: int | None = Field(None, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Synchronous rounds keep the bytes that they had before there were versions."""
+        fields: dict[str, Any] = plain(self)
+        if self.version is None:
+            del fields["version"]
+        return fields
 
 
 class Update(_Part):
@@ -122,9 +139,25 @@ class _Asked(_Entry):
         ends = [*self.accepted, *self.refused, *self.missing]
         if sorted(ends) != sorted(self.assigned):
             raise ValueError("accepted, refused and missing devices are not the assigned ones")
+        if any((one.version or 0) >= self.round for one in self.assigned.values()):
+            raise ValueError("a device was sent weights that were not there yet")
         if not self.suspected.keys() <= self.accepted.keys():
             raise ValueError("suspected devices are not among the accepted ones")
         return self
+
+    def overtaken(self, device: str) -> bool:
+        """Whether the device was sent weights that were not the newest when its answer came."""
+        version = self.assigned[device].version
+        return version is not None and version < self.round - 1
+
+    def strikes(self) -> set[str]:
+        """Devices with a refused or suspected update; that weights were overtaken is no fault."""
+        refused = {
+            device
+            for device, code in self.refused.items()
+            if not (code == STALE and self.overtaken(device))
+        }
+        return refused | self.suspected.keys()
 
 
 class Round(_Asked):

@@ -32,9 +32,10 @@ class Terms:
 
 @dataclass(slots=True)
 class Tally:
-    """Running figures of a round; `examples` weighs the loss."""
+    """Running figures of a round; `examples` weighs the loss, `staleness` adds up versions."""
 
     accepted: int = 0
+    staleness: int = 0
     loss: float = 0.0
     examples: int = 0
     train_macs: int = 0
@@ -65,7 +66,9 @@ class OpenRound:
             good.delta,
             self.tally,
         )
+        staleness = self._books.number - good.asked.number
         weight = self._weights[member.name] * assigned.weight * self._size_factor(len(delta))
+        weight *= self._terms.config.round.staleness_factor(staleness)
         self._books.accepted(member.name, good.sha256, weight)
         if weight > 0:
             where = assigned.regions(self._terms.space)
@@ -76,6 +79,7 @@ class OpenRound:
         change = math.sqrt(float(np.dot(delta, delta)) / len(delta)) / moved
         tally.outcomes.append(Outcome(assigned, good.reply.loss, change))
         tally.accepted += 1
+        tally.staleness += staleness
         tally.loss += good.reply.loss * good.reply.examples
         tally.examples += good.reply.examples
         tally.train_macs += good.reply.train_macs

@@ -107,6 +107,8 @@ class View:
             f"loss {event['loss']:.3f}  {event['accepted']} updates  "
             f"coverage {event['coverage']:.0%}"
         )
+        if event.get("staleness"):
+            note += f"  {event['staleness']:.1f} versions old"
         total = self._progress.tasks[0].total if self._progress.tasks else event["round"]
         self.step("training", event["round"], int(total or event["round"]), note)
 

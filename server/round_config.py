@@ -1,27 +1,48 @@
-"""The [round] table: whom a round asks, what ends it, and rounds without waiting."""
+"""The [round] table: whom a round asks, what ends it, and versions in place of rounds."""
 
 import math
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+ONLY = {
+    "clients": "sync",
+    "enough_replies": "sync",
+    "buffer": "async",
+    "concurrency": "async",
+    "max_staleness": "async",
+    "staleness_power": "async",
+}
+"""Fields that one mode alone uses."""
+STALENESS_POWER = 0.5
 
 
 class RoundConfig(BaseModel):
     """Rounds of training: how many, how long each may take, how many replies make one.
 
-    Each round asks all devices that are free, or `clients` of them, drawn anew. It ends when all
-    have answered, at its deadline, or as soon as `enough_replies` good updates are in: so many, or,
-    with a decimal point, that share of the devices asked.
+    With `mode` sync a round asks all devices that are free, or `clients` of them, drawn anew. It ends
+    when all have answered, at its deadline, or as soon as `enough_replies` good updates are in: so
+    many, or, with a decimal point, that share of the devices asked.
+
+    With `mode` async (`versions.py`) `concurrency` devices are at work at any time (None: all), and
+    `buffer` good updates make the next version of the weights, a round. An update of weights that
+    are s versions old counts (1 + s)^-staleness_power (None: 0.5) times, and nothing where s is more
+    than `max_staleness`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    mode: Literal["sync", "async"] = "sync"
     rounds: int = Field(12, ge=1)
     deadline_s: float = Field(120.0, gt=0, le=1e7)
     min_replies: int = Field(1, ge=1)
     min_clients: int = Field(1, ge=1)
     clients: int | None = Field(None, ge=1)
     enough_replies: int | float | None = None
+    buffer: int | None = Field(None, ge=1)
+    concurrency: int | None = Field(None, ge=1)
+    max_staleness: int | None = Field(None, ge=0)
+    staleness_power: float | None = Field(None, ge=0)
     join_timeout_s: float = Field(120.0, gt=0)
     max_update_ratio: float = Field(20.0, gt=0)
     max_weight_share: float = Field(20.0, gt=1)
@@ -40,6 +61,26 @@ class RoundConfig(BaseModel):
                 "decimal point, above 0 and at most 1.0 (0.8)"
             )
         return value
+
+    @model_validator(mode="after")
+    def _uses_its_fields(self) -> Self:
+        for name, mode in ONLY.items():
+            if getattr(self, name) is not None and self.mode != mode:
+                raise ValueError(
+                    f"round.{name} = {getattr(self, name)} is used with round.mode = {mode} only; "
+                    f"round.mode is {self.mode}"
+                )
+        if self.mode == "async" and self.buffer is None:
+            raise ValueError(
+                "round.buffer is needed with round.mode = async: how many good updates make the "
+                "next version, for instance a tenth of the devices"
+            )
+        if self.buffer is not None and self.buffer < self.min_replies:
+            raise ValueError(
+                f"round.buffer = {self.buffer}: fewer than min_replies = {self.min_replies}, no "
+                "version would have enough; raise it or lower min_replies"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
@@ -70,6 +111,11 @@ class RoundConfig(BaseModel):
         if given is None:
             return None
         return max(self.min_replies, given if isinstance(given, int) else _share(given, asked))
+
+    def staleness_factor(self, staleness: int) -> float:
+        """How much an update counts whose weights were so many versions old."""
+        power = STALENESS_POWER if self.staleness_power is None else self.staleness_power
+        return float((1 + staleness) ** -power)
 
 
 def _share(share: float, asked: int) -> int:

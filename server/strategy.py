@@ -21,6 +21,7 @@ from .exchange import Exchange, to_answer, to_message
 from .fleet import Fleet, Roll
 from .open_round import Assignments
 from .training import RoundReport, Training
+from .versions import Versions
 
 MAX_ABANDONED = 3
 
@@ -61,29 +62,30 @@ class SupernetStrategy(Strategy):
         checkpoint stays.
         """
         self.summary()
-        result, config, training = Result(), self._training.config, self._training
         self._roll.gather()
+        if self._training.config.round.mode == "sync":
+            return self._rounds(self._round)
+        with closing(Versions(self._training, self._roll, self._exchange)) as versions:
+            return self._rounds(versions.next)
+
+    def _round(self) -> RoundReport | None:
+        """Ask, and wait for the answers."""
+        training, limits = self._training, self._training.config.round
+        self._roll.refresh()
+        away = self._roll.away(limits.min_replies, limits.deadline_s)
+        fleet = self._roll.fleet()
+        assignments = training.assignments(fleet, away)
+        requests, group = training.requests(assignments), str(training.round + 1)
+        asking = self._exchange.ask(requests, TrainReply, limits.deadline_s, group)
+        with closing(asking) as answers:  # those that are not waited for owe their replies
+            return training.finish_round(assignments, fleet, answers)
+
+    def _rounds(self, one: Callable[[], RoundReport | None]) -> Result:
+        """All rounds that are left."""
+        result, config, training = Result(), self._training.config, self._training
         abandoned = 0
         while training.round < config.round.rounds:
-            self._roll.refresh()
-            fleet = self._roll.fleet()
-            # With every node late, the next rounds would be abandoned before one could answer.
-            busy = self._exchange.busy(
-                config.round.min_replies, fleet.by_node(), config.round.deadline_s
-            )
-            # One that left would be counted on for weights that it will not train.
-            gone = frozenset(fleet.by_node()) - frozenset(self._exchange.nodes())
-            if len(fleet.members) - len(busy | gone) >= config.round.min_replies:
-                busy |= gone
-            assignments = training.assignments(fleet, busy)
-            asking = self._exchange.ask(
-                training.requests(assignments),
-                TrainReply,
-                config.round.deadline_s,
-                str(training.round + 1),
-            )
-            with closing(asking) as answers:  # those that are not waited for owe their replies
-                report = training.finish_round(assignments, fleet, answers)
+            report = one()
             abandoned = 0 if report else abandoned + 1
             if abandoned == MAX_ABANDONED:
                 raise RunError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..protos.messages import TrainReply, TrainRequest, tensor_shapes
+from ..protos.messages import TrainReply
 from ..supernet.axes import layout
 from ..supernet.errors import RunError
 from ..supernet.space import Space, plain
@@ -27,6 +27,7 @@ from .optimizer import ServerOptimizer
 from .reputation import Reputation
 from .samplers.assigned import Assigned, Client, Round
 from .shelf import Buffer, Shelf
+from .train_request import train_request
 
 FINGERPRINT = (
     "seed",
@@ -44,7 +45,11 @@ UNTIL_THE_END = ("growing", "ramp", "maxnet", "delayed", "importance")
 
 @dataclass(frozen=True, slots=True)
 class RoundReport:
-    """What a round came to. `coverage` is the fraction of shared weights trained in it."""
+    """What a round came to. `coverage` is the fraction of shared weights trained in it.
+
+    `staleness` is how many versions old the weights were that an accepted update started from, in
+    the mean; 0 in synchronous training.
+    """
 
     round: int
     accepted: int
@@ -57,6 +62,7 @@ class RoundReport:
     bytes_sent: int
     bytes_received: int
     seconds: float
+    staleness: float = 0.0
 
 
 class Training:
@@ -131,19 +137,24 @@ class Training:
             names.append("rounds")
         if self.config.round.clients is not None:
             names.append("clients")
+        if self.config.round.mode == "async":
+            names += ["mode", "buffer", "staleness_power"]
         rounds = {name: dump["round"][name] for name in names}
         return {**parts, "round": rounds, "space": plain(self.space.to_dict())}
 
-    def assignments(self, fleet: Fleet, busy: frozenset[int] = frozenset()) -> Assignments:
+    def assignments(
+        self, fleet: Fleet, busy: frozenset[int] = frozenset(), most: int | None = None
+    ) -> Assignments:
         """Node → (member, subnet) for the coming round, without busy nodes and those in quarantine.
 
-        All others, or as many as the configuration says.
+        All others, or `most` of them; None: as many as the configuration says.
         """
         resting = self.reputation.resting(self.round + 1)
         out = busy | {m.node for m in fleet.members.values() if m.name in resting}
         free = [m for m in fleet.members.values() if m.node not in out]
         this = self._this_round(free, [m for m in fleet.members.values() if m.node in out])
-        sampler, ages, most = self.config.sampler, self.coverage.ages, self.config.round.clients
+        sampler, ages = self.config.sampler, self.coverage.ages
+        most = self.config.round.clients if most is None else most
         if most is None:
             chosen = assign(sampler, this, ages)
         else:
@@ -169,23 +180,13 @@ class Training:
 
     def requests(self, assignments: Assignments) -> Iterator[Request]:
         """One message at a time: only the selected values, and what they are."""
-        codec = self.config.codec
-        for node, (_, assigned) in assignments.items():
-            body = TrainRequest(
-                run=self.config.name,
-                round=self.round + 1,
-                seed=self.config.seed,
-                lr=self.learning_rate(),
-                deadline_s=self.config.round.deadline_s,
-                space=plain(self.space.to_dict()),
-                arch=dict(assigned.arch),
-                offset=assigned.offset,
-                codec=codec and codec.codec(),
-                error_memory=codec is not None and codec.error_memory,
-                recipe=assigned.recipe(self.config.recipe),
-                tensors=tensor_shapes(shapes_of(assigned.regions(self.space))),
-            )
-            yield Request(node, body, self.sent(assigned))
+        for member, assigned in assignments.values():
+            asked = self.asked(member, assigned)
+            yield train_request(self.config, self.space, asked, self.sent(assigned))
+
+    def asked(self, member: Member, assigned: Assigned) -> Asked:
+        """What is asked of a device in the coming round."""
+        return Asked(member, assigned, self.round + 1, self.learning_rate())
 
     def sent(self, assigned: Assigned) -> Flat:
         """The values that a device gets with a subnet."""
@@ -207,16 +208,18 @@ class Training:
         None when the round is abandoned for too few good updates: then nothing has changed.
         """
         begin, intake = time.perf_counter(), self.intake()
-        number, lr = self.round + 1, self.learning_rate()
-        asked = {node: Asked(m, a, number, lr) for node, (m, a) in assignments.items()}
+        asked = {node: self.asked(*assignment) for node, assignment in assignments.items()}
         for one in asked.values():
             intake.asked(one)
         if (enough := self.config.round.enough(len(asked))) is None:
             goods = all_good(intake, asked, self.sent, answers)
         else:
-            buffer = Buffer(Shelf(size_of(self._shapes)))
-            goods = first_good(intake, asked, self.sent, answers, buffer, enough)
+            goods = first_good(intake, asked, self.sent, answers, Buffer(self.shelf()), enough)
         return self.close(list(asked.values()), goods, intake, fleet, begin)
+
+    def shelf(self) -> Shelf:
+        """A place on disk for updates, or for what was sent."""
+        return Shelf(size_of(self._shapes))
 
     def intake(self) -> Intake:
         """What takes the answers of the coming round."""
@@ -264,6 +267,7 @@ class Training:
             bytes_sent=sum(sent_bytes(self.space, one.assigned) for one in asked),
             bytes_received=tally.bytes_received,
             seconds=time.perf_counter() - begin,
+            staleness=tally.staleness / tally.accepted,
         )
         books.done(self._digest(), report.coverage)
         self.checkpoint()

@@ -1,6 +1,7 @@
 """A small run in one process: configuration, fleet of digits clients, and clients that misbehave."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ from fedofa.protos.messages import TrainReply
 from fedofa.server.checkpoint import CheckpointStore
 from fedofa.server.config import RunConfig, parse_config
 from fedofa.server.events import EventLog, read_events
-from fedofa.server.exchange import Exchange
+from fedofa.server.exchange import Clock, Exchange
 from fedofa.server.fleet import Roll
-from fedofa.server.local_grid import LocalGrid
+from fedofa.server.ledger import Ledger
+from fedofa.server.local_grid import FIRST_NODE, LocalGrid
 from fedofa.server.strategy import SupernetStrategy
 from fedofa.server.training import Training
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -174,13 +176,53 @@ class UnevenGrid(LocalGrid):
         return super().pull_messages(ready)
 
 
+class VirtualClock:
+    """Time that goes by only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float, /) -> None:
+        self.now += seconds
+
+
+class PacedGrid(LocalGrid):
+    """Training takes each device so many seconds of a clock, the first node first; else none."""
+
+    def __init__(self, *arguments: Any, paces: Sequence[float], clock: VirtualClock) -> None:
+        super().__init__(*arguments)
+        self.paces = {FIRST_NODE + place: seconds for place, seconds in enumerate(paces)}
+        self.clock = clock
+        self._since: dict[str, float] = {}
+
+    def push_messages(self, messages: Any) -> Any:
+        ids = list(super().push_messages(messages))
+        self._since |= dict.fromkeys(ids, self.clock.now)
+        return ids
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        return super().pull_messages([found for found in message_ids if self._is_done(found)])
+
+    def _is_done(self, message_id: str) -> bool:
+        message = self._waiting.get(message_id)
+        if message is None or message.metadata.message_type != "train":
+            return True
+        pace_s = self.paces.get(message.metadata.dst_node_id, 0.0)
+        return self.clock.now >= self._since[message_id] + pace_s
+
+
 @dataclass
 class Run:
-    """One run in a folder: its training state, its strategy, its log."""
+    """One run in a folder: its training state, its strategy, its log; with a ledger or without."""
 
     folder: Path
     config: RunConfig
     grid: LocalGrid
+    clock: Clock = time
+    keeps_ledger: bool = False
 
     def __post_init__(self) -> None:
         space = self.config.build_space()
@@ -188,8 +230,9 @@ class Run:
         self.store = CheckpointStore(
             self.folder / "checkpoints", self.config.round.keep_checkpoints
         )
-        self.training = Training(self.config, space, self.store, self.log)
-        self.exchange = Exchange(self.grid, poll_s=0.01)
+        ledger = Ledger.open(self.folder, self.config.name) if self.keeps_ledger else None
+        self.training = Training(self.config, space, self.store, self.log, ledger)
+        self.exchange = Exchange(self.grid, poll_s=0.01, clock=self.clock)
         self.roll = Roll(self.exchange, space, self.config, self.log)
         self.strategy = SupernetStrategy(self.training, self.roll, self.exchange, self.log)
 
@@ -213,7 +256,7 @@ def grid_of(
     run_config = {FLEET_KEY: json.dumps([device.to_json() for device in devices])}
     places = range(len(devices)) if order is None else order
     nodes = [{PARTITION_KEY: place} for place in places]
-    kinds: dict[str, type[Any]] = {"slow": SlowGrid, "polls": UnevenGrid}
+    kinds: dict[str, type[Any]] = {"slow": SlowGrid, "polls": UnevenGrid, "paces": PacedGrid}
     kind = kinds[next(iter(options))] if options else LocalGrid
     grid: LocalGrid = kind(app, nodes, run_config, **options)
     return grid

@@ -213,6 +213,32 @@ def test_a_run_whose_server_was_killed_resumes_and_ends_with_the_same_weights(
     assert weights_of(state) == weights_of(simulated)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_asynchronous_run_goes_through_real_processes_and_its_ledger_is_whole(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "fedofa.toml"
+    limits = 'deadline_s = 300.0\nmode = "async"\nbuffer = 1'
+    config.write_text(CONFIG.format(rounds=5).replace("deadline_s = 300.0", limits))
+    state = tmp_path / "state"
+    place = ("--config", str(config), "--state", str(state))
+    with server(tmp_path) as addresses, devices(tmp_path, addresses["devices"]):
+        finished = json.loads(fedofa("run", *place, "--json", timeout_s=400).stdout)
+    assert finished["weights"] == weights_of(state)
+    folder = state / "runs" / "tiny"
+    head = json.loads(fedofa("verify", "--ledger", str(folder), "--json").stdout)
+    assert (head["ok"], head["recorded"]) == (True, 5)
+    rounds = [
+        event
+        for line in (folder / "events.jsonl").read_text().splitlines()
+        if (event := json.loads(line))["event"] == "round"
+    ]
+    assert [event["accepted"] for event in rounds] == [1] * 5
+    # Two at work, one makes a version: the other's weights are older than the newest by then.
+    assert max(event["staleness"] for event in rounds) >= 1
+
+
 def _wait_for_round(state: Path, number: int) -> None:
     store = CheckpointStore(state / "runs" / "tiny" / "checkpoints")
     end = time.monotonic() + 200

@@ -3,8 +3,9 @@
 from typing import Any
 
 from fedofa.protos.messages import EvaluateReply, ProfileRequest
-from fedofa.server.exchange import Exchange, Request, to_answer
+from fedofa.server.exchange import Exchange, Flight, Request, to_answer
 from fedofa.server.local_grid import LocalGrid
+from fleets import VirtualClock
 from flwr.app import ConfigRecord, Message, RecordDict
 
 
@@ -32,6 +33,43 @@ def test_a_late_reply_that_cannot_be_read_frees_its_device_and_stops_nothing() -
     assert exchange.busy() == {7}
     grid.late = True
     assert exchange.busy() == frozenset()
+
+
+class LeavingGrid(RottenGrid):
+    """Knows no node any more."""
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        return ["" for _ in messages]
+
+
+def test_whoever_has_left_is_told_also_where_one_stops_to_listen_in_between() -> None:
+    LocalGrid(lambda **_: None, [])  # type: ignore[arg-type]
+    grid: Any = LeavingGrid()
+    flight = Flight(Exchange(grid, poll_s=0.01), EvaluateReply, 5)
+    for node in (7, 8):
+        flight.send(Request(node, ProfileRequest(space={})))
+    assert (len(flight), flight.nodes) == (2, {7, 8})
+    first = next(flight.arrived())
+    assert (first.node, first.failure) == (7, "the device has left")
+    assert [answer.node for answer in flight.arrived()] == [8]
+    assert len(flight) == 0
+
+
+def test_each_request_has_a_deadline_of_its_own() -> None:
+    LocalGrid(lambda **_: None, [])  # type: ignore[arg-type]
+    grid: Any = RottenGrid()
+    clock = VirtualClock()
+    exchange = Exchange(grid, poll_s=0.01, clock=clock)
+    flight = Flight(exchange, EvaluateReply, 5)
+    ended = {}
+    for node in (7, 8):
+        flight.send(Request(node, ProfileRequest(space={})))
+        clock.sleep(3)
+    while len(flight):
+        ended |= {answer.node: round(clock.now) for answer in flight.arrived()}
+        flight.wait()
+    assert ended == {7: 5 + 1, 8: 8}  # the first look is at 6 s
+    assert exchange.busy() == {7, 8}
 
 
 def test_a_strangers_words_reach_a_terminal_without_control_characters_and_cut() -> None:

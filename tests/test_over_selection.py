@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 import torch
 from fedofa.server.config import parse_config
-from fedofa.server.jobs import Job
 from fedofa.server.ledger_report import by_device, verdict
 from fedofa.server.local_grid import FIRST_NODE
 from fedofa.server.round_config import RoundConfig
 from fedofa.server.samplers.assigned import Round
 from fedofa.server.samplers.growing import Growing
-from fedofa.server.simulate import simulate
 from fedofa.supernet.axes import put
 from fedofa.supernet.errors import RunError, UsageError
 from fedofa.supernet.weights import digest
@@ -208,12 +206,11 @@ def test_too_few_good_updates_still_abandon_the_round(tmp_path: Path) -> None:
 
 
 def test_the_ledger_of_rounds_that_ended_early_is_whole(tmp_path: Path) -> None:
-    config = small_config(
-        recipe=QUICK,
-        round={"rounds": 2, "clients": 3, "enough_replies": 0.6},
-        simulation={"clients": {"big": 2, "small": 2}},
-    )
-    simulate(Job("train", str(tmp_path), config.model_dump(mode="json")))
+    config = small_config(recipe=QUICK, round={"rounds": 2, "clients": 3, "enough_replies": 0.6})
+    devices = small_fleet(tmp_path, MANY)
+    run = Run(tmp_path, config, grid_of(devices), keeps_ledger=True)
+    run.training.begin()
+    run.start()
     assert verdict(tmp_path)["ok"]
     rows = by_device(tmp_path)
     assert sum(row["accepted"] for row in rows) == 4
