@@ -13,8 +13,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from fedofa.server.config import RoundConfig
 from fedofa.server.events import read_events
+from fedofa.server.round_config import RoundConfig
 from fedofa.supernet.precision import Bits
 from rich.console import Console
 
