@@ -1,5 +1,11 @@
-"""What is owed of the shared weights, kept for the indices that were ever trained, and as a file."""
+"""Some values of the shared weights: those at the indices of each tensor that were ever touched.
 
+A device has to do with another subnet every round. What is kept for it from round to round (what it
+owes, holds, or keeps to itself) is kept where it belongs in the shared weights, in no more room than
+the indices need that were seen so far.
+"""
+
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,41 +17,49 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ...supernet.axes import Index, Layout, Region
-from ...supernet.errors import ArtifactError
-from ...supernet.weights import Flat
+from .axes import Index, Layout, Region, Regions, shape_of
+from .errors import ArtifactError
+from .weights import Flat, shapes_of, size_of
 
 Places = tuple[NDArray[np.int32], ...]
+NOTHING = 0.0
+"""What stands where no value was put, of values that add up."""
+UNKNOWN = math.nan
+"""The same, of values that stand for themselves; a value that is no number counts as not there."""
 
 _RUN, _CHECK = "run", "crc32"
 _VALUES, _INDEX = "values", "index"
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
-    """Residual of one shared tensor: at these indices of each of its dimensions, ascending."""
+class Patch:
+    """Values of one shared tensor at these indices of each of its dimensions, ascending.
+
+    `fill` stands where no value was put.
+    """
 
     places: Places
     values: Flat
+    fill: float
 
     @classmethod
-    def nothing(cls, dimensions: int) -> "Owed":
+    def nothing(cls, dimensions: int, fill: float) -> "Patch":
         """No indices yet."""
         none = np.empty(0, np.int32)
-        return cls((none,) * dimensions, np.zeros((0,) * dimensions, np.float32))
+        return cls((none,) * dimensions, np.zeros((0,) * dimensions, np.float32), fill)
 
     def read(self, wanted: Places) -> Flat:
-        """The residual at some indices, in their order; zero where there is none."""
-        found = np.zeros([len(index) for index in wanted], np.float32)
+        """The values at some indices, in their order."""
+        found = np.full([len(index) for index in wanted], self.fill, np.float32)
         held = [np.isin(index, mine) for index, mine in zip(wanted, self.places, strict=True)]
         here = [index[mask] for index, mask in zip(wanted, held, strict=True)]
         found[_cells([np.flatnonzero(mask) for mask in held])] = self.values[self._cells(here)]
         return found
 
-    def replaced(self, places: Places, values: Flat) -> "Owed":
+    def replaced(self, places: Places, values: Flat) -> "Patch":
         """A copy that is grown to these indices and has these values there."""
         grown = tuple(np.union1d(a, b) for a, b in zip(self.places, places, strict=True))
-        copy = Owed(grown, self.read(grown))
+        copy = Patch(grown, self.read(grown), self.fill)
         copy.values[copy._cells(places)] = values
         return copy
 
@@ -53,20 +67,48 @@ class Owed:
         return _cells([np.searchsorted(m, p) for m, p in zip(self.places, places, strict=True)])
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether this is a residual of a tensor of such a shape."""
+        """Whether these are values of a tensor of such a shape."""
         return (
             len(self.places) == len(shape)
             and self.values.shape == tuple(len(index) for index in self.places)
             and self.values.dtype == np.float32
-            and bool(np.isfinite(self.values).all())
+            and not np.isinf(self.values).any()
+            and (math.isnan(self.fill) or not np.isnan(self.values).any())
             and all(_ascending(index, size) for index, size in zip(self.places, shape, strict=True))
         )
 
 
-Residual = Mapping[str, Owed]
+Patches = Mapping[str, Patch]
+"""Name of a shared tensor → what is there of it."""
 
 
-def places_of(region: Region) -> Places:
+def gathered(patches: Patches, where: Regions, fill: float) -> Flat:
+    """The values in some regions as one flat array, `fill` where there is none."""
+    parts = [
+        patches.get(name, Patch.nothing(len(region), fill)).read(_places_of(region)).reshape(-1)
+        for name, region in where.items()
+    ]
+    return np.concatenate([np.empty(0, np.float32), *parts])
+
+
+def scattered(patches: Patches, where: Regions, flat: Flat, fill: float) -> Patches:
+    """A copy with the values of a flat array in these regions.
+
+    ValueError where the array is not of these weights.
+    """
+    if flat.shape != (size := size_of(shapes_of(where)),):
+        raise ValueError(f"array of {flat.shape}; these weights have {size} values")
+    after, begin = dict(patches), 0
+    for name, region in where.items():
+        shape = shape_of(region)
+        end = begin + math.prod(shape)
+        before = after.get(name, Patch.nothing(len(shape), fill))
+        after[name] = before.replaced(_places_of(region), flat[begin:end].reshape(shape))
+        begin = end
+    return after
+
+
+def _places_of(region: Region) -> Places:
     """The indices that a region takes, in its order."""
     return tuple(_positions(index) for index in region)
 
@@ -91,17 +133,13 @@ def _ascending(index: NDArray[np.int32], size: int) -> bool:
     return bool((np.diff(edges) > 0).all())
 
 
-def to_bytes(residual: Residual, run: str) -> bytes:
+def to_bytes(patches: Patches, run: str) -> bytes:
     """One safetensors file: values and indices of each tensor, the run, a checksum."""
-    tensors: dict[str, NDArray[np.generic]] = {
-        f"{_VALUES}/{name}": owed.values for name, owed in residual.items()
-    }
-    for name, owed in residual.items():
-        tensors |= {f"{_INDEX}{dim}/{name}": index for dim, index in enumerate(owed.places)}
+    tensors = _arrays(patches)
     return save(tensors, {_RUN: run, _CHECK: _checksum(tensors)})
 
 
-def from_file(path: Path, run: str, layout: Layout) -> Residual | None:
+def from_file(path: Path, run: str, layout: Layout, fill: float) -> Patches | None:
     """Read `to_bytes`'s form; None if it is another run's, ArtifactError if it is damaged."""
     try:
         with safe_open(path, framework="numpy") as file:
@@ -114,17 +152,26 @@ def from_file(path: Path, run: str, layout: Layout) -> Residual | None:
     if notes.get(_RUN) != run:
         return None
     names = [key.partition("/")[2] for key in tensors if key.startswith(f"{_VALUES}/")]
-    found = {name: _owed(tensors, name) for name in names}
-    for name, owed in found.items():
-        if name not in layout or not owed.fits(layout[name].shape):
+    found = {name: _patch(tensors, name, fill) for name in names}
+    for name, patch in found.items():
+        if name not in layout or not patch.fits(layout[name].shape):
             raise ArtifactError(f"{path}: {name} is no tensor of this run's space")
     return found
 
 
-def _owed(tensors: Mapping[str, NDArray[np.generic]], name: str) -> Owed:
+def _arrays(patches: Patches) -> dict[str, NDArray[np.generic]]:
+    tensors: dict[str, NDArray[np.generic]] = {
+        f"{_VALUES}/{name}": patch.values for name, patch in patches.items()
+    }
+    for name, patch in patches.items():
+        tensors |= {f"{_INDEX}{dim}/{name}": index for dim, index in enumerate(patch.places)}
+    return tensors
+
+
+def _patch(tensors: Mapping[str, NDArray[np.generic]], name: str, fill: float) -> Patch:
     values = tensors[f"{_VALUES}/{name}"]
     places = (tensors.get(f"{_INDEX}{dim}/{name}", np.empty(0)) for dim in range(values.ndim))
-    return Owed(tuple(places), values)  # type: ignore[arg-type]
+    return Patch(tuple(places), values, fill)  # type: ignore[arg-type]
 
 
 def _checksum(tensors: Mapping[str, NDArray[np.generic]]) -> str:
