@@ -1,6 +1,6 @@
 """One training step's gradients: the assigned subnet, its students, and how they come together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from .passes import FORWARD, FORWARD_AND_BACKWARD, InTurn, OnePass
 class LocalStep:
     """Fills the leaves' gradients batch by batch.
 
-    `leaves` are the assigned subnet's tensors, the only ones that training changes; `macs` is what
-    was spent so far: per example and subnet its MACs once for a forward pass, thrice with backward.
+    `leaves` are the assigned subnet's tensors, and `trained` those of them that training changes: all
+    but the frozen ones. `macs` is what was spent so far: per example and subnet its MACs once for a
+    forward pass, thrice with backward.
 
     With few `bits` every pass runs on the leaves as rounded at that moment, and the gradients that it
     finds there are the leaves' (straight-through). Students are cut from the assigned subnet's
@@ -43,6 +44,7 @@ class LocalStep:
         bits: int = FLOAT_BITS,
     ) -> None:
         self.leaves = {name: v.detach().clone().requires_grad_() for name, v in values.items()}
+        self.trained: Mapping[str, Tensor] = self.leaves
         self.macs = 0
         self._space, self._assigned, self._recipe, self._bits = space, assigned, recipe, bits
         # With 32 bits the leaves themselves: nothing is copied, and no step does more than before.
@@ -56,6 +58,14 @@ class LocalStep:
         )
         self._forward = on_views(space, assigned, self._held, assigned)
         self._passes = (OnePass if recipe.one_pass else InTurn)(space, assigned, self._held)
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Train these no more: they get no gradients, and no term pulls at them."""
+        for name in names:
+            self.leaves[name].requires_grad_(False)
+            if name in self._copies:
+                self._copies[name].requires_grad_(False)
+        self.trained = {name: leaf for name, leaf in self.leaves.items() if leaf.requires_grad}
 
     def fill(self, batch: Batch, students: Sequence[Arch]) -> float:
         """One step's gradients; returns the loss on labels, as a number.
@@ -79,11 +89,11 @@ class LocalStep:
                 losses += found
         self._hand_over()
         if recipe.proximal:
-            add_proximal(self.leaves, self._received, recipe.proximal)
+            add_proximal(self.trained, self._received, recipe.proximal)
         if recipe.clip_value is not None:
-            clip_grad_value_(self.leaves.values(), recipe.clip_value)
+            clip_grad_value_(self.trained.values(), recipe.clip_value)
         if recipe.clip_norm is not None:
-            clip_grad_norm_(self.leaves.values(), recipe.clip_norm)
+            clip_grad_norm_(self.trained.values(), recipe.clip_norm)
         return sum(losses) / len(losses)
 
     def rate(self, batch: Batch, arch: Arch) -> float:

@@ -69,7 +69,9 @@ class _Student:
     def __init__(self, space: Space, arch: Arch, assigned: Arch, leaves: Leaves) -> None:
         self._leaves, self._where = leaves, regions_within(space, arch, assigned)
         self._own = {
-            name: leaves[name].new_empty(shape_of(region)).requires_grad_()
+            name: leaves[name]
+            .new_empty(shape_of(region))
+            .requires_grad_(leaves[name].requires_grad)
             for name, region in self._where.items()
         }
         # Slices share the leaves' memory; other indices copy, and are taken anew at each step.

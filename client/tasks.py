@@ -34,18 +34,19 @@ from ..protos.messages import (
     tensor_shapes,
 )
 from ..protos.subnets import set_statistics, unpack
-from ..supernet.axes import regions
-from ..supernet.batchnorm import collect
+from ..supernet.axes import regions, rolled_regions, without
+from ..supernet.batchnorm import collect, load
 from ..supernet.families.catalogue import space_from_dict
 from ..supernet.losses.accuracy import accuracy_count
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import static
-from ..supernet.weights import Flat, shapes_of, size_of, split
+from ..supernet.weights import Flat, part, shapes_of, size_of, split
 from .batches import resized
 from .codec.reply import reply_values
 from .data import ClientData, Floats
 from .device import class_name, declared
 from .device import data as data_of
+from .local_tensors import local_tensors, own_values
 from .profile import profile
 from .training import LocalTask, train
 
@@ -59,20 +60,29 @@ def run_profile(device: Device, body: ProfileRequest, _values: Values | None) ->
 def run_train(
     device: Device, body: TrainRequest, values: Values | None
 ) -> tuple[TrainReply, Values]:
-    """Train the assigned subnet; the reply's array holds its new values, or its encoded change."""
+    """Train the assigned subnet; the reply's array holds its new values, or its encoded change.
+
+    Tensors that are to stay are not in it.
+    """
     begin = time.perf_counter()
     space = space_from_dict(body.space)
     arch = space.arch(body.arch)
-    shapes = shapes_of(regions(space, arch))
-    if body.tensors != tensor_shapes(shapes):
+    where = rolled_regions(space, arch, body.offset) if body.offset else regions(space, arch)
+    shapes, staying = shapes_of(where), {*body.local, *body.frozen}
+    if body.tensors != tensor_shapes(shapes) or not staying <= shapes.keys():
         raise MessageError("the manifest does not list the tensors of the assigned subnet")
-    flat = _floats(values).copy()
-    tensors = split(flat, shapes)
+    sent = _floats(values)
+    own = local_tensors(device, body.run, space) if body.local else None
+    flat = own.begin(body.round, sent, where, body.local) if own else sent.copy()
     data = data_of(device)
     key, bits = (body.seed, body.round, device.name), declared(device).train_bits
-    task = LocalTask(space, arch, body.recipe, body.lr, key, bits)
+    task = LocalTask(space, arch, body.recipe, body.lr, key, bits, frozenset(body.frozen))
     x = data.normalized(data.train.x)
-    done = train(task, tensors, x, data.train.y)
+    done = train(task, split(flat, shapes), x, data.train.y)
+    if own:
+        own.keep(body.round, flat, where, body.local)
+    leaving = without(where, staying)
+    before, after = (part(values, shapes, leaving.keys()) for values in (sent, flat))
     reply = TrainReply(
         run=body.run,
         round=body.round,
@@ -83,9 +93,9 @@ def run_train(
         loss=done.loss,
         train_macs=done.train_macs,
         seconds=time.perf_counter() - begin,
-        tensors=tensor_shapes(shapes),
+        tensors=tensor_shapes(shapes_of(leaving)),
     )
-    return reply, reply_values(device, body, space, arch, _floats(values), flat)
+    return reply, reply_values(device, body, space, leaving, before, after)
 
 
 def run_moments(
@@ -106,13 +116,17 @@ def run_moments(
 
 def run_evaluate(device: Device, body: EvaluateRequest, values: Values | None) -> EvaluateReply:
     """Right answers of each subnet on the device's validation examples."""
-    space = space_from_dict(body.space)
-    data = data_of(device)
-    correct = tuple(
-        _correct(space, arch, module.eval(), data, body.batch_size)
-        for arch, module in unpack(space, body.groups, _floats(values), with_statistics=True)
-    )
-    return EvaluateReply(device=device.name, examples=len(data.validation), correct=correct)
+    space, flat = space_from_dict(body.space), _floats(values)
+    data, size, correct = data_of(device), body.batch_size, []
+    if body.personal is not None:
+        flat = own_values(device, body.personal, space, body.groups, flat)
+    for arch, module in unpack(space, body.groups, flat, with_statistics=True):
+        if body.personal is not None:
+            x = data.normalized(data.train.x)
+            load(module, collect(module, _batches(space, arch, x, size, least=2)))
+        correct.append(_correct(space, arch, module.eval(), data, size))
+    examples = len(data.validation)
+    return EvaluateReply(device=device.name, examples=examples, correct=tuple(correct))
 
 
 def run_ranges(device: Device, body: RangesRequest, values: Values | None) -> RangesReply:

@@ -33,7 +33,7 @@ class LocalTask:
     """One round's work: which subnet, by which recipe, at which learning rate.
 
     `key` = (seed, round, device) names the random streams; `bits` is the width of the weights that
-    the device trains with.
+    the device trains with; tensors named `frozen` are not trained.
     """
 
     space: Space
@@ -42,6 +42,7 @@ class LocalTask:
     lr: float
     key: tuple[object, ...]
     bits: int = FLOAT_BITS
+    frozen: frozenset[str] = frozenset()
 
 
 def train(task: LocalTask, values: dict[str, Tensor], x: Floats, y: Labels) -> Trained:
@@ -54,8 +55,9 @@ def train(task: LocalTask, values: dict[str, Tensor], x: Floats, y: Labels) -> T
     keep_freed_memory()
     recipe, losses = task.recipe, []
     local = LocalStep(task.space, task.arch, recipe, values, torch.from_numpy(y), task.bits)
+    local.freeze(task.frozen)
     students = Students(task.space, task.arch, recipe, task.key)
-    optimizer = local_optimizer(recipe, local.leaves.values(), task.lr)
+    optimizer = local_optimizer(recipe, local.trained.values(), task.lr)
     for step in steps(x, y, recipe, task.key):
         drawn = students.of(step, partial(local.rate, step.batch))
         losses.append(local.fill(step.batch, drawn))

@@ -1,10 +1,13 @@
 """How a device is described to its own ClientApp: who it is and where its data come from."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Self
 
+from ..supernet.errors import UsageError
 from ..supernet.precision import Bits, check_bits
 
 NODE_KEY = "fedofa-device"
@@ -12,6 +15,7 @@ NODE_KEY = "fedofa-device"
 FLEET_KEY = "fedofa-fleet"
 """Run-config key under which a simulation describes its devices, by partition."""
 PARTITION_KEY = "partition-id"
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,12 @@ class Device:
             bits = getattr(self, field_name)
             if bits is not None:
                 check_bits(f"device {self.name}: {field_name}", bits)
+
+    def memory_of(self, kind: str, run: str) -> Path | None:
+        """The folder for one kind of what it remembers of a run; UsageError for a name that is none."""
+        if not RUN_NAME.fullmatch(run):
+            raise UsageError(f"run {run!r}: letters, digits, '.', '_' and '-', at most 64")
+        return Path(self.memory) / kind / run if self.memory else None
 
     def to_json(self) -> str:
         """As one JSON text."""

@@ -117,7 +117,9 @@ class TrainRequest(Body):
     """Train one subnet from the values in the array; `tensors` says what lies where in it.
 
     `offset` is how far the subnet's window of channels is rolled inside the shared weights. With a
-    `codec` the reply's array is the encoded change, with an error memory if `error_memory`.
+    `codec` the reply's array is the encoded change, with an error memory if `error_memory`. Tensors
+    named `local` are trained from the device's own values, where it has some, and stay with it;
+    `frozen` ones are not trained. Neither is sent back.
     """
 
     action: ClassVar[str] = "train"
@@ -133,12 +135,14 @@ class TrainRequest(Body):
     tensors: TensorShapes
     codec: CodecConfig | None = None
     error_memory: bool = True
+    local: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
 
 
 class TrainReply(Body):
     """A device's update and how many examples weigh in.
 
-    The array holds the new values of the same tensors, float32, or, where a codec was asked for, the
+    The array holds the new values of those tensors that are to be sent back, float32, or, where a codec was asked for, the
     bytes of the encoded change.
     """
 
@@ -183,17 +187,29 @@ class MomentsReply(Body):
     counts: tuple[dict[str, Count], ...]
 
 
+class Personal(BaseModel):
+    """Which tensors a device is to replace by its own: those that it kept up to a run's round."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    run: str
+    round: int = Field(ge=0)
+    tensors: tuple[str, ...]
+
+
 class EvaluateRequest(Body):
     """Ask how many validation examples some subnets classify rightly.
 
     The array holds each group's hull values, and after all of them, per subnet in the order of
-    the groups and per norm layer, the merged mean and variance.
+    the groups and per norm layer, the merged mean and variance. With `personal` the device measures
+    its own model: its own tensors, and norm statistics over its own training examples.
     """
 
     action: ClassVar[str] = "evaluate"
     space: dict[str, object]
     batch_size: int = Field(ge=1)
     groups: tuple[SubnetGroup, ...]
+    personal: Personal | None = None
 
 
 class EvaluateReply(Body):

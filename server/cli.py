@@ -23,6 +23,9 @@ Config = Annotated[Path, typer.Option(help="The run's configuration (TOML).")]
 State = Annotated[Path, typer.Option(help="Folder of the server's state, runs and registry.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON.")]
 ThenSpecialize = Annotated[bool, typer.Option("--specialize", help="Specialize too, after it.")]
+ThenEvaluate = Annotated[
+    bool, typer.Option("--evaluate", help="Measure each class's best subnet too, after it.")
+]
 Seed = Annotated[int | None, typer.Option(help="Replace the configuration's seed.")]
 PublicKeyFile = Annotated[
     Path | None, typer.Option("--key", help="Public key (PEM); else ledger.pub beside the ledger.")
@@ -86,15 +89,16 @@ def run(
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
     seed: Seed = None,
     then_specialize: ThenSpecialize = False,
+    then_evaluate: ThenEvaluate = False,
     as_json: Json = False,
 ) -> None:
     """Train the supernet on the devices that have joined the server."""
-    from .operate import follow_job, results, train_job
+    from .operate import follow_job, outcome, train_job
 
-    loaded = _config(config, seed)
-    job = train_job(state, loaded, resume=resume, then_specialize=then_specialize)
+    after = {"then_specialize": then_specialize, "then_evaluate": then_evaluate}
+    job = train_job(state, _config(config, seed), resume=resume, **after)
     found = _shown(lambda show: follow_job(state, job, show), as_json)
-    _print(results(job) if then_specialize else found, as_json)
+    _print(outcome(job, found), as_json)
 
 
 @app.command()
@@ -110,6 +114,18 @@ def specialize(
 
 
 @app.command()
+def evaluate(
+    config: Config = DEFAULT_CONFIG, state: State = DEFAULT_STATE, as_json: Json = False
+) -> None:
+    """Search the best subnet for each device class and measure it on the devices; export nothing."""
+    from .operate import evaluate_job, follow_job, outcome
+
+    job = evaluate_job(state, _config(config, None))
+    found = _shown(lambda show: follow_job(state, job, show), as_json)
+    _print(outcome(job, found), as_json)
+
+
+@app.command()
 def simulate(
     config: Config = DEFAULT_CONFIG,
     state: State = DEFAULT_STATE,
@@ -117,15 +133,16 @@ def simulate(
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
     seed: Seed = None,
     then_specialize: ThenSpecialize = False,
+    then_evaluate: ThenEvaluate = False,
     as_json: Json = False,
 ) -> None:
     """Train without a network: the same strategy and client code, simulated devices."""
-    from .operate import results, simulate_job, train_job
+    from .operate import outcome, simulate_job, train_job
 
-    loaded = _config(config, seed)
-    job = train_job(state, loaded, resume=resume, then_specialize=then_specialize)
+    after = {"then_specialize": then_specialize, "then_evaluate": then_evaluate}
+    job = train_job(state, _config(config, seed), resume=resume, **after)
     found = _shown(lambda show: simulate_job(job, backend, show), as_json)
-    _print(results(job) if then_specialize else found, as_json)
+    _print(outcome(job, found), as_json)
 
 
 @app.command()

@@ -30,6 +30,7 @@ from .recipes import with_recipe
 from .reputation import ReputationConfig
 from .round_config import RoundConfig
 from .samplers.catalogue import SamplerConfig
+from .sharing import ShareConfig
 
 BITS_FOR_MEMORY = 8
 
@@ -123,6 +124,7 @@ class RunConfig(_Section):
     aggregation: AggregationConfig = AggregationConfig()
     reputation: ReputationConfig = ReputationConfig()
     codec: CodecSection | None = None
+    share: ShareConfig = ShareConfig()
     classes: dict[ClassName, ClassConfig]
     search: SearchConfig = SearchConfig()
     export: ExportConfig = ExportConfig()
@@ -161,6 +163,7 @@ class RunConfig(_Section):
         """UsageError when a class's budget fits no subnet, or the method cannot serve the space."""
         space = self.build_space()
         self.sampler.check(space, self.recipe)
+        self.share.plan(space)
         if self.round.min_replies < self.aggregation.needs():
             raise UsageError(
                 f"round.min_replies = {self.round.min_replies}: aggregation.rule = "

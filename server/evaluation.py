@@ -18,6 +18,7 @@ from ..protos.messages import (
     EvaluateRequest,
     MomentsReply,
     MomentsRequest,
+    Personal,
     RangesReply,
     RangesRequest,
     SubnetGroup,
@@ -32,6 +33,7 @@ from ..supernet.cost import Budget
 from ..supernet.space import Arch, Space, plain
 from ..supernet.weights import Flat, gather
 from . import figures
+from .config import RunConfig
 from .events import EventLog
 from .exchange import Exchange, Request
 from .figures import FileMeasured, Measured
@@ -82,7 +84,7 @@ class FederatedEvaluator:
     """Asks the fleet about subnets of given shared weights; `survey` says whom, and for how long.
 
     Results are by the place of the target. One for which no device gave an answer that can be used
-    is absent.
+    is absent. With `personal`, accuracies are those of the devices' own models.
     """
 
     def __init__(
@@ -92,6 +94,13 @@ class FederatedEvaluator:
         self._plain = plain(space.to_dict())
         self.survey = Survey(exchange, fleet, log)
         self.batch_size = 64
+        self.personal: Personal | None = None
+
+    def configure(self, config: RunConfig) -> None:
+        """Measure as a configuration says."""
+        self.batch_size = config.search.batch_size
+        self.survey.deadline_s = config.round.deadline_s
+        self.survey.max_weight_share = config.round.max_weight_share
 
     def statistics(self, targets: Sequence[Target]) -> dict[int, Statistics]:
         """Each subnet's norm statistics, merged over the devices' training examples.
@@ -141,7 +150,12 @@ class FederatedEvaluator:
             for name, places in plan.items():
                 archs = [targets[place].arch for place in places]
                 groups, values = self._packed(name, archs, [statistics[place] for place in places])
-                body = EvaluateRequest(space=self._plain, batch_size=self.batch_size, groups=groups)
+                body = EvaluateRequest(
+                    space=self._plain,
+                    batch_size=self.batch_size,
+                    groups=groups,
+                    personal=self.personal,
+                )
                 yield self._request(name, body, values)
 
         def read(member: Member, body: EvaluateReply, _values: Values | None) -> list[Measured]:

@@ -13,17 +13,22 @@ from .exchange import Answer
 from .fleet import Member
 from .ledger_entries import STALE
 from .samplers.assigned import Assigned
+from .sharing import Kept
 from .validation import Expected, checked
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one device was asked: to train which subnet, in which round, at which learning rate."""
+    """What one device was asked: to train which subnet, in which round, at which learning rate.
+
+    Of `kept` tensors nothing may come back.
+    """
 
     member: Member
     assigned: Assigned
     number: int
     lr: float
+    kept: Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +80,15 @@ class Intake:
             )
 
     def _expected(self, asked: Asked, sent: Flat) -> Expected:
-        codec = self._config.codec
+        codec, assigned = self._config.codec, asked.assigned
+        where = asked.kept.leaving(self._space, assigned)
         return Expected(
             run=self._config.name,
             round=asked.number,
             device=asked.member.name,
-            arch=asked.assigned.arch,
-            tensors=tensor_shapes(shapes_of(asked.assigned.regions(self._space))),
-            sent=sent,
+            arch=assigned.arch,
+            tensors=tensor_shapes(shapes_of(where)),
+            sent=asked.kept.part(self._space, assigned, sent),
             examples=asked.member.profile.examples,
             max_update_ratio=self._config.round.max_update_ratio,
             codec=codec and codec.codec(),

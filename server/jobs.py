@@ -13,7 +13,8 @@ from flwr.serverapp import Grid
 from ..protos import durable
 from ..supernet.errors import FedofaError, RunError, UsageError
 from ..supernet.weights import digest
-from .checkpoint import CheckpointStore
+from .accuracies import Accuracies
+from .checkpoint import Checkpoint, CheckpointStore
 from .config import RunConfig, parse_config
 from .events import EventLog
 from .exchange import Exchange
@@ -29,17 +30,18 @@ EVENTS, CHECKPOINTS, JOB, LOCK = "events.jsonl", "checkpoints", "job.json", "job
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Train a supernet, or specialize a trained one; everything is in one run folder.
+    """Train a supernet, or evaluate or specialize a trained one; everything is in one run folder.
 
-    A `train` job with a registry specializes too when training is done.
+    A `train` job with `evaluate` evaluates too when training is done, one with a registry specializes.
     """
 
-    kind: Literal["train", "specialize"]
+    kind: Literal["train", "evaluate", "specialize"]
     folder: str
     config: Mapping[str, object]
     resume: bool = False
     registry: str | None = None
     events: str = EVENTS
+    evaluate: bool = False
 
     def write(self) -> Path:
         """Put the job into its folder, in a file of its own, which the ServerApp reads."""
@@ -78,6 +80,8 @@ def _run(job: Job, exchange: Exchange, log: EventLog) -> None:
     roll = Roll(exchange, config.build_space(), config, log)
     if job.kind == "train":
         train(job, config, roll, log)
+    if job.kind == "evaluate" or job.evaluate:
+        evaluate(job, config, roll, log)
     if job.kind == "specialize" or job.registry is not None:
         specialize(job, config, roll, log)
 
@@ -143,11 +147,26 @@ def train(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> Training:
     return training
 
 
-def specialize(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> None:
-    """Search, export, verify and publish each class's model from the newest checkpoint."""
+def _trained(job: Job) -> Checkpoint:
     found = CheckpointStore(Path(job.folder) / CHECKPOINTS).latest()
     if found is None:
         raise UsageError(f"run folder {job.folder} holds no trained supernet; fedofa run first")
+    return found
+
+
+def evaluate(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> None:
+    """What each class's best subnet of the newest checkpoint scores on the devices."""
+    found = _trained(job)
+    log("started", job="evaluate", classes=list(config.classes), round=found.round)
+    work = Accuracies(config, roll.space, found, roll.exchange, roll.gather(), log)
+    results = work.run(Path(job.folder))
+    log("finished", job="evaluate", measured=[r.choice.device_class for r in results])
+
+
+def specialize(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> None:
+    """Search, export, verify and publish each class's model from the newest checkpoint."""
+    found = _trained(job)
+    config.share.plan(roll.space).in_round(found.round + 1).refuse_export()
     if job.registry is None:
         raise RunError("job specialize: no registry was given")
     log("started", job="specialize", classes=list(config.classes), round=found.round)

@@ -51,7 +51,6 @@ class OpenRound:
 
     def __init__(self, terms: Terms, asked: Sequence[Asked], fold: Fold, books: Books) -> None:
         self._terms, self._fold, self._books = terms, fold, books
-        self._largest = size_of(terms.shapes)
         self.tally = Tally()
         weighed = terms.config.aggregation.weigh([self._holder(one.member) for one in asked])
         self._weights = weighed.weights
@@ -67,11 +66,11 @@ class OpenRound:
             self.tally,
         )
         staleness = self._books.number - good.asked.number
-        weight = self._weights[member.name] * assigned.weight * self._size_factor(len(delta))
+        weight = self._weights[member.name] * assigned.weight * self._size_factor(good)
         weight *= self._terms.config.round.staleness_factor(staleness)
         self._books.accepted(member.name, good.sha256, weight)
         if weight > 0:
-            where = assigned.regions(self._terms.space)
+            where = good.asked.kept.leaving(self._terms.space, assigned)
             bits = member.profile.train_bits
             self._fold.add(Update(member.name, delta, where, weight, bits=bits))
         # Rates fall and devices take unequal numbers of steps: neither says what is under-trained.
@@ -99,7 +98,10 @@ class OpenRound:
         examples = capped_examples(profile.examples, self._terms.fleet.typical_examples, share)
         return Holder(member.name, examples, profile.labels)
 
-    def _size_factor(self, values: int) -> float:
+    def _size_factor(self, good: Good) -> float:
         """What larger subnets count more."""
-        power = self._terms.config.aggregation.size_power
-        return (values / self._largest) ** power if power else 1.0
+        power, kept = self._terms.config.aggregation.size_power, good.asked.kept.names
+        if not power:
+            return 1.0
+        leaving = {name: s for name, s in self._terms.shapes.items() if name not in kept}
+        return float((len(good.delta) / size_of(leaving)) ** power)

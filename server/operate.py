@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..supernet.errors import RunError, UsageError
+from .accuracies import ACCURACIES
 from .config import RunConfig
 from .jobs import EVENTS, JOB_KEY, Job, prepare, refuse_busy
 from .progress import Event, Tail, following
@@ -16,7 +17,7 @@ from .specialization import RESULTS
 from .submit import stop_run, submit, wait
 
 RUNS = "runs"
-SPECIALIZE_EVENTS = "specialize-events.jsonl"
+SPECIALIZE_EVENTS, EVALUATE_EVENTS = "specialize-events.jsonl", "evaluate-events.jsonl"
 
 
 def run_folder(state: Path, config: RunConfig) -> Path:
@@ -25,10 +26,17 @@ def run_folder(state: Path, config: RunConfig) -> Path:
 
 
 def train_job(
-    state: Path, config: RunConfig, *, resume: bool, then_specialize: bool = False
+    state: Path,
+    config: RunConfig,
+    *,
+    resume: bool,
+    then_specialize: bool = False,
+    then_evaluate: bool = False,
 ) -> Job:
-    """The job of `fedofa run`; UsageError when the folder says otherwise."""
+    """The job of `fedofa run`; UsageError when the folder says otherwise, or what is to follow."""
     folder = run_folder(state, config)
+    if then_specialize:
+        _refuse_export(config)
     prepare(folder, resume=resume)
     return Job(
         "train",
@@ -37,15 +45,28 @@ def train_job(
         resume,
         registry=_registry(state) if then_specialize else None,
         events=EVENTS,
+        evaluate=then_evaluate,
     )
 
 
-def specialize_job(state: Path, config: RunConfig) -> Job:
-    """The job of `fedofa specialize`."""
+def evaluate_job(state: Path, config: RunConfig) -> Job:
+    """The job of `fedofa evaluate`."""
+    folder = _trained_folder(state, config)
+    return Job("evaluate", str(folder), config.model_dump(mode="json"), events=EVALUATE_EVENTS)
+
+
+def _trained_folder(state: Path, config: RunConfig) -> Path:
     folder = run_folder(state, config)
     if not folder.is_dir():
         raise UsageError(f"run folder {folder} does not exist; train first: fedofa run")
     refuse_busy(folder)
+    return folder
+
+
+def specialize_job(state: Path, config: RunConfig) -> Job:
+    """The job of `fedofa specialize`; UsageError where the run's models cannot be exported."""
+    _refuse_export(config)
+    folder = _trained_folder(state, config)
     return Job(
         "specialize",
         str(folder),
@@ -53,6 +74,11 @@ def specialize_job(state: Path, config: RunConfig) -> Job:
         registry=_registry(state),
         events=SPECIALIZE_EVENTS,
     )
+
+
+def _refuse_export(config: RunConfig) -> None:
+    plan = config.share.plan(config.build_space())
+    plan.in_round(config.round.rounds + 1).refuse_export()
 
 
 def _registry(state: Path) -> str:
@@ -118,3 +144,12 @@ def results(job: Job) -> list[dict[str, Any]]:
     """What a specialize job published."""
     found: list[dict[str, Any]] = json.loads((Path(job.folder) / RESULTS).read_text())
     return found
+
+
+def outcome(job: Job, finished: dict[str, Any]) -> Any:
+    """What there is to show of a job that ended with this event: models, accuracies, or that."""
+    if job.registry is not None:
+        return results(job)
+    if job.kind == "evaluate" or job.evaluate:
+        return json.loads((Path(job.folder) / ACCURACIES).read_text())
+    return finished

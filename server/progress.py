@@ -142,7 +142,7 @@ class View:
         self.line(f"  resumed after round {event['round']}")
 
     def _on_step(self, event: Event) -> None:
-        self.step("specialize", event["done"], event["total"], event["what"])
+        self.step(event.get("job", "specialize"), event["done"], event["total"], event["what"])
 
     def _on_published(self, event: Event) -> None:
         self.line(
@@ -150,4 +150,5 @@ class View:
         )
 
     def _on_class_failed(self, event: Event) -> None:
-        self.line(f"  {event['device_class']}: not published: {event['reason']}", "red")
+        what = "measured" if event.get("job") == "evaluate" else "published"
+        self.line(f"  {event['device_class']}: not {what}: {event['reason']}", "red")

@@ -73,9 +73,7 @@ class Specialization:
         self._config, self._space, self._weights = config, space, weights
         self._fleet, self._log = fleet, log
         self._evaluator = FederatedEvaluator(exchange, fleet, space, weights, log)
-        self._evaluator.batch_size = config.search.batch_size
-        self._evaluator.survey.deadline_s = config.round.deadline_s
-        self._evaluator.survey.max_weight_share = config.round.max_weight_share
+        self._evaluator.configure(config)
         self._manifests = Manifests(config, space, fleet.any_profile, digest(weights))
         self._works: dict[str, _Work] = {}
         self._failed: dict[str, str] = {}

@@ -11,6 +11,7 @@ from .intake import Asked
 def train_request(config: RunConfig, space: Space, asked: Asked, values: Flat) -> Request:
     """The message; `values` are the shared weights' at the subnet's place."""
     assigned, codec = asked.assigned, config.codec
+    where = assigned.regions(space)
     body = TrainRequest(
         run=config.name,
         round=asked.number,
@@ -23,6 +24,7 @@ def train_request(config: RunConfig, space: Space, asked: Asked, values: Flat) -
         codec=codec and codec.codec(),
         error_memory=codec is not None and codec.error_memory,
         recipe=assigned.recipe(config.recipe),
-        tensors=tensor_shapes(shapes_of(assigned.regions(space))),
+        tensors=tensor_shapes(shapes_of(where)),
+        **asked.kept.among(where),
     )
     return Request(asked.member.node, body, values)

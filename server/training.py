@@ -37,6 +37,7 @@ FINGERPRINT = (
     "aggregation",
     "reputation",
     "codec",
+    "share",
     "classes",
 )
 UNTIL_THE_END = ("growing", "ramp", "maxnet", "delayed", "importance")
@@ -45,7 +46,8 @@ UNTIL_THE_END = ("growing", "ramp", "maxnet", "delayed", "importance")
 
 @dataclass(frozen=True, slots=True)
 class RoundReport:
-    """What a round came to. `coverage` is the fraction of shared weights trained in it.
+    """What a round came to. `coverage` is the fraction trained in it, of the shared weights that are
+    merged.
 
     `staleness` is how many versions old the weights were that an accepted update started from, in
     the mean; 0 in synchronous training.
@@ -86,6 +88,7 @@ class Training:
         self.optimizer = ServerOptimizer(config.server, config.round.rounds)
         self.coverage = Coverage(layout(space))
         self.reputation = Reputation(config.reputation)
+        self.share = config.share.plan(space)
         self.memory: Mapping[str, Any] = {}
         self._rule_memory: Mapping[str, Any] = {}
         self._abandoned = 0
@@ -186,7 +189,8 @@ class Training:
 
     def asked(self, member: Member, assigned: Assigned) -> Asked:
         """What is asked of a device in the coming round."""
-        return Asked(member, assigned, self.round + 1, self.learning_rate())
+        kept = self.share.in_round(self.round + 1)
+        return Asked(member, assigned, self.round + 1, self.learning_rate(), kept)
 
     def sent(self, assigned: Assigned) -> Flat:
         """The values that a device gets with a subnet."""
@@ -261,7 +265,7 @@ class Training:
             refused=intake.refused,
             missing=len(asked) - tally.accepted - intake.refused,
             loss=tally.loss / tally.examples,
-            coverage=self.coverage.update(merged.trained),
+            coverage=self.coverage.update(merged.trained, self.share.in_round(self.round).names),
             oldest=self.coverage.oldest(),
             train_macs=tally.train_macs,
             bytes_sent=sum(sent_bytes(self.space, one.assigned) for one in asked),

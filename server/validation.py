@@ -14,12 +14,14 @@ from ..supernet.errors import RefusedUpdate
 from ..supernet.space import Arch
 from ..supernet.weights import Flat
 
+SHOWN, LONGEST_NAME = 3, 80
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What was asked of one device: run, round, subnet, the values it got, limits.
 
-    `examples` is what its profile stated.
+    `tensors` and `sent` are of what it is to send back. `examples` is what its profile stated.
     """
 
     run: str
@@ -62,7 +64,11 @@ def _check_header(expected: Expected, reply: TrainReply) -> None:
     if dict(reply.arch) != dict(expected.arch):
         raise RefusedUpdate("assignment_mismatch", "it trained another architecture than assigned")
     if reply.tensors != expected.tensors:
-        raise RefusedUpdate("schema", "its tensors are not those of the assigned subnet")
+        asked = dict(expected.tensors)
+        # Quoted and cut: a stranger's words, which end up on a terminal.
+        more = [repr(name[:LONGEST_NAME]) for name, _ in reply.tensors if name not in asked]
+        hint = f": it was not to send {', '.join(more[:SHOWN])}" if more else ""
+        raise RefusedUpdate("schema", f"its tensors are not those that were asked for{hint}")
     if not math.isfinite(reply.loss):
         raise RefusedUpdate("non_finite", f"loss is {reply.loss}")
 

@@ -6,7 +6,7 @@ it leaves out. Regions, and with them training, transport, aggregation and extra
 that and from nothing else.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -151,6 +151,13 @@ def locate(shared: Layout, selection: Selection) -> dict[str, Region]:
         for name, tensor in shared.items()
         if selection.has(name)
     }
+
+
+def without(where: Regions, names: Collection[str]) -> Regions:
+    """The regions of the other tensors; `where` itself where it has none of these."""
+    if not any(name in names for name in where):
+        return where
+    return {name: region for name, region in where.items() if name not in names}
 
 
 def relative(outer: Selection, inner: Selection) -> Selection:

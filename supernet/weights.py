@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -96,6 +96,16 @@ def gather(weights: Mapping[str, Tensor], where: Regions) -> Flat:
         torch.from_numpy(flat[at : at + part.numel()]).view(part.shape).copy_(part)
         at += part.numel()
     return flat
+
+
+def part(flat: Flat, shapes: Shapes, names: Collection[str]) -> Flat:
+    """The values of some of a flat array's tensors, in its order; itself where it is all of them."""
+    if all(name in names for name in shapes):
+        return flat
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = np.split(flat, ends[:-1])
+    found = [values for name, values in zip(shapes, parts, strict=True) if name in names]
+    return np.concatenate([np.empty(0, np.float32), *found])
 
 
 def split(flat: Flat, shapes: Shapes) -> Weights:

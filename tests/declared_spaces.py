@@ -60,6 +60,11 @@ SCALED: Mapping[str, Any] = {
     "input_size": [1, 8, 8],
     "widths": {"inner": [4, 8]},
 }
+LOW_RANK: Mapping[str, Any] = {
+    "module": "own_networks:low_rank",
+    "input_size": [1, 8, 8],
+    "widths": {"lora_A": [2, 4]},
+}
 MOBILENET: Mapping[str, Any] = {
     "module": "torchvision.models:mobilenet_v2",
     "arguments": {

@@ -210,3 +210,20 @@ class Scaled(nn.Module):
 def scaled() -> nn.Module:
     """(B, 1, 8, 8) to (B, 3)."""
     return Scaled()
+
+
+def low_rank(width: int = 64, rank: int = 4) -> nn.Module:
+    """(B, 1, 8, 8) to (B, 10): a layer with low-rank factors beside it, of equal sizes, and a head."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        logits: Tensor = net.head(functional.relu(net.base(x) + net.lora_B(net.lora_A(x))))
+        return logits
+
+    return Made(
+        run,
+        base=nn.Linear(64, width),
+        lora_A=nn.Linear(64, rank, bias=False),
+        lora_B=nn.Linear(rank, 64, bias=False),
+        head=nn.Linear(width, 10),
+    )

@@ -9,9 +9,9 @@ from ...protos.codec.wire import decode, encode
 from ...protos.device import Device
 from ...protos.flower import Values
 from ...protos.messages import TrainRequest
-from ...supernet.axes import layout, rolled_regions
+from ...supernet.axes import Regions, layout
 from ...supernet.randomness import stream
-from ...supernet.space import Arch, Space
+from ...supernet.space import Space
 from ...supernet.weights import Flat, shapes_of
 from .memory import ErrorMemory
 
@@ -19,16 +19,16 @@ REMEMBERED_RUNS = 64
 
 
 def reply_values(
-    device: Device, body: TrainRequest, space: Space, arch: Arch, sent: Flat, trained: Flat
+    device: Device, body: TrainRequest, space: Space, where: Regions, sent: Flat, trained: Flat
 ) -> Values:
     """The array of a training reply: float32 values, or uint8 bytes of the encoded change.
 
+    `where` are the weights that are sent back, `sent` and `trained` their values before and after.
     With an error memory, what former rounds' codes lost of these weights is added before, and what
     this one loses is kept. CodecError for values that cannot be encoded: a diverged training.
     """
     if body.codec is None:
         return trained
-    where = rolled_regions(space, arch, body.offset)
     delta, shapes = trained - sent, shapes_of(where)
     memory = _memory(device.name, device.memory, body.run, space) if body.error_memory else None
     if memory is not None:
