@@ -113,13 +113,26 @@ class ProfileRequest(Body):
     space: dict[str, object]
 
 
+class OwnNoise(BaseModel):
+    """What a device does to its change before it sends it: L2 norm at most `clip`, then noise.
+
+    Independent normal noise of standard deviation `std` on each value, by its own randomness.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    clip: float = Field(gt=0)
+    std: float = Field(ge=0)
+
+
 class TrainRequest(Body):
     """Train one subnet from the values in the array; `tensors` says what lies where in it.
 
     `offset` is how far the subnet's window of channels is rolled inside the shared weights. With a
-    `codec` the reply's array is the encoded change, with an error memory if `error_memory`. Tensors
-    named `local` are trained from the device's own values, where it has some, and stay with it;
-    `frozen` ones are not trained. Neither is sent back.
+    `codec` the reply's array is the encoded change, with an error memory if `error_memory`; with
+    `noise` it holds the sent values plus the noised change. Tensors named `local` are trained from
+    the device's own values, where it has some, and stay with it; `frozen` ones are not trained.
+    Neither is sent back.
     """
 
     action: ClassVar[str] = "train"
@@ -137,6 +150,13 @@ class TrainRequest(Body):
     error_memory: bool = True
     local: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    noise: OwnNoise | None = None
+
+    @model_validator(mode="after")
+    def _noise_travels_as_it_is(self) -> Self:
+        if self.noise is not None and self.codec is not None:
+            raise ValueError("noise does not go with a codec")
+        return self
 
 
 class TrainReply(Body):

@@ -12,6 +12,7 @@ Entropy = Callable[[int], bytes]
 """Gives so many random bytes: `os.urandom`, or a test's `np.random.default_rng(0).bytes`."""
 HEADROOM = 8.0
 """Standard deviations of noise that a fixed-point range leaves room for: beyond is 1 in 8·10^14."""
+_GRID_BITS = 20
 
 
 def norm_of(delta: Flat) -> float:
@@ -58,6 +59,14 @@ class GaussianNoise:
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
 
 
+def grid_of(std: float) -> float:
+    """The grid that a noised value is rounded to: about a millionth of its noise.
+
+    Noise made of floats betrays low bits of what it hides (Mironov 2012): they all lie below it.
+    """
+    return 2.0 ** (math.floor(math.log2(std)) - _GRID_BITS)
+
+
 def share_std(bound: float, noise_multiplier: float, sharers: int) -> float:
     """Standard deviation of one device's share, where `sharers` shares make up the whole noise."""
     return noise_multiplier * bound / math.sqrt(sharers)
@@ -66,3 +75,8 @@ def share_std(bound: float, noise_multiplier: float, sharers: int) -> float:
 def fixed_point_range(bound: float, std: float = 0.0) -> float:
     """The largest value that a clipped update with noise of `std` holds, for its encoding."""
     return bound + HEADROOM * std
+
+
+def longest(bound: float, std: float, size: int) -> float:
+    """The largest L2 norm of a clipped update of `size` values with noise of `std`."""
+    return bound + std * (math.sqrt(size) + HEADROOM)

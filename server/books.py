@@ -62,9 +62,9 @@ class Books:
         """What the rule of aggregation has to say."""
         self._event("aggregation_note", note=note)
 
-    def abandoned(self, accepted: int) -> None:
-        """The round came to nothing."""
-        self._event("round_abandoned", accepted=accepted)
+    def abandoned(self, accepted: int, **spent: float) -> None:
+        """The round came to nothing; `spent` of a private run's budget is."""
+        self._event("round_abandoned", accepted=accepted, **spent)
         if self._ledger is not None:
             self._ledger.abandoned(self._record, self.number)
 

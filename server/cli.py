@@ -146,6 +146,17 @@ def simulate(
 
 
 @app.command()
+def privacy(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """What a private run will spend, with which noise, and what it leaves open."""
+    from .privacy.statement import promise
+
+    loaded = _config(config, None)
+    if loaded.privacy is None:
+        raise UsageError(f"config {config} has no [privacy] table; see docs/privacy.md")
+    _print(promise(loaded, loaded.privacy), as_json)
+
+
+@app.command()
 def models(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """List what is published."""
     from .registry import Registry

@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -26,6 +26,8 @@ from ..supernet.space import Space
 from .aggregation.catalogue import AggregationConfig
 from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
+from .privacy import demands
+from .privacy.config import PrivacyConfig
 from .recipes import with_recipe
 from .reputation import ReputationConfig
 from .round_config import RoundConfig
@@ -125,6 +127,7 @@ class RunConfig(_Section):
     reputation: ReputationConfig = ReputationConfig()
     codec: CodecSection | None = None
     share: ShareConfig = ShareConfig()
+    privacy: PrivacyConfig | None = None
     classes: dict[ClassName, ClassConfig]
     search: SearchConfig = SearchConfig()
     export: ExportConfig = ExportConfig()
@@ -170,6 +173,8 @@ class RunConfig(_Section):
                 f"{self.aggregation.rule} against {self.aggregation.liars} liars needs at least "
                 f"{self.aggregation.needs()} updates a round; raise it, or lower aggregation.liars"
             )
+        if self.privacy is not None:
+            demands.check(self, self.privacy)
         for name, bounds in self.classes.items():
             require_fit(space, bounds.budget(), self.recipe.batch_size, f"classes.{name}")
             size_bytes = largest_int8_bytes(self.export.formats, space.layers(space.smallest()))
@@ -220,7 +225,9 @@ def _allowed(path: list[str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(part)
         kind = field.annotation if field else ClassConfig
-        model = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else ClassConfig
+        # A table that may be left out is one of two types.
+        kinds = [one for one in (kind, *get_args(kind)) if isinstance(one, type)]
+        model = next((one for one in kinds if issubclass(one, BaseModel)), ClassConfig)
     return list(model.model_fields)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..protos.messages import TrainReply, tensor_shapes
+from ..protos.messages import OwnNoise, TrainReply, tensor_shapes
 from ..supernet.cost import cost
 from ..supernet.errors import RefusedUpdate
 from ..supernet.space import Space
@@ -21,7 +21,7 @@ from .validation import Expected, checked
 class Asked:
     """What one device was asked: to train which subnet, in which round, at which learning rate.
 
-    Of `kept` tensors nothing may come back.
+    Of `kept` tensors nothing may come back; `noise` is what the device does to its change.
     """
 
     member: Member
@@ -29,6 +29,7 @@ class Asked:
     number: int
     lr: float
     kept: Kept
+    noise: OwnNoise | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,4 +93,5 @@ class Intake:
             examples=asked.member.profile.examples,
             max_update_ratio=self._config.round.max_update_ratio,
             codec=codec and codec.codec(),
+            noise=asked.noise,
         )

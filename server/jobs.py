@@ -20,6 +20,7 @@ from .events import EventLog
 from .exchange import Exchange
 from .fleet import Roll
 from .ledger import Ledger
+from .privacy.statement import statement
 from .specialization import Specialization
 from .strategy import SupernetStrategy
 from .training import Training
@@ -143,6 +144,7 @@ def train(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> Training:
         rounds=training.round,
         weights=digest(training.weights),
         ledger=ledger.head,
+        **({} if training.private is None else {"privacy": statement(training.private)}),
     )
     return training
 

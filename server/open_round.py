@@ -42,6 +42,11 @@ class Tally:
     bytes_received: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
 
+    @property
+    def mean_loss(self) -> float:
+        """The devices' mean loss; no number where nobody's update counts."""
+        return self.loss / self.examples if self.examples else math.nan
+
 
 class OpenRound:
     """Takes good updates, keeps count, and ends in the merged change.

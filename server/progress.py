@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .events import read_events
+from .privacy.statement import line
 
 Event = dict[str, Any]
 POLL_SECONDS = 0.2
@@ -103,9 +104,10 @@ class View:
         self.line(f"  left out: {event['reason']}", "yellow")
 
     def _on_round(self, event: Event) -> None:
+        spent = f"  ε {event['epsilon']:.2f}" if "epsilon" in event else ""
         note = (
             f"loss {event['loss']:.3f}  {event['accepted']} updates  "
-            f"coverage {event['coverage']:.0%}"
+            f"coverage {event['coverage']:.0%}{spent}"
         )
         if event.get("staleness"):
             note += f"  {event['staleness']:.1f} versions old"
@@ -137,6 +139,17 @@ class View:
 
     def _on_round_abandoned(self, event: Event) -> None:
         self.line(f"  round {event['round']} abandoned: {event['accepted']} updates", "yellow")
+
+    def _on_budget_spent(self, event: Event) -> None:
+        self.line(
+            f"  the privacy budget is spent after {event['round']} of {event['rounds']} rounds: "
+            "abandoned ones count too",
+            "yellow",
+        )
+
+    def _on_finished(self, event: Event) -> None:
+        if "privacy" in event:
+            self.line(f"  private: {line(event['privacy'])}")
 
     def _on_resumed(self, event: Event) -> None:
         self.line(f"  resumed after round {event['round']}")

@@ -84,7 +84,7 @@ class SupernetStrategy(Strategy):
         """All rounds that are left."""
         result, config, training = Result(), self._training.config, self._training
         abandoned = 0
-        while training.round < config.round.rounds:
+        while not training.over:
             report = one()
             abandoned = 0 if report else abandoned + 1
             if abandoned == MAX_ABANDONED:
@@ -95,6 +95,8 @@ class SupernetStrategy(Strategy):
                 )
             if report:
                 result.train_metrics_clientapp[report.round] = _metrics(report)
+        if training.round < config.round.rounds:
+            self._log("budget_spent", round=training.round, rounds=config.round.rounds)
         return result
 
     def configure_train(

@@ -1,6 +1,6 @@
 """Results as tables on a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +11,7 @@ def show(value: Any) -> None:
     """A list of records as a table, one record as lines."""
     console = Console()
     if isinstance(value, Mapping):
-        for key, item in value.items():
+        for key, item in _lines(value):
             console.print(f"{key}: {_text(item)}", highlight=False, markup=False)
         return
     rows = [_flat(row) for row in value]
@@ -30,6 +30,15 @@ def table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
     for row in rows:
         found.add_row(*(_text(row.get(key, "")) for key in rows[0]))
     return found
+
+
+def _lines(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """A record's values; those of a record inside it have its name before theirs."""
+    for key, item in record.items():
+        if isinstance(item, Mapping):
+            yield from _lines(item, f"{above}{key}.")
+        else:
+            yield above + key, item
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def train_request(config: RunConfig, space: Space, asked: Asked, values: Flat) -
         offset=assigned.offset,
         codec=codec and codec.codec(),
         error_memory=codec is not None and codec.error_memory,
+        noise=asked.noise,
         recipe=assigned.recipe(config.recipe),
         tensors=tensor_shapes(shapes_of(where)),
         **asked.kept.among(where),

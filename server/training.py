@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..protos.messages import TrainReply
+from ..protos.messages import OwnNoise, TrainReply
 from ..supernet.axes import layout
 from ..supernet.errors import RunError
 from ..supernet.space import Space, plain
 from ..supernet.weights import Flat, digest, gather, initial, shapes_of, size_of
+from .aggregation.update import Fold
 from .answers import all_good, first_good
 from .assignment import assign, assign_some, remember
 from .books import Books
@@ -24,6 +25,7 @@ from .intake import Asked, Good, Intake
 from .ledger import Ledger
 from .open_round import Assignments, OpenRound, Terms
 from .optimizer import ServerOptimizer
+from .privacy.rounds import PrivateRounds
 from .reputation import Reputation
 from .samplers.assigned import Assigned, Client, Round
 from .shelf import Buffer, Shelf
@@ -89,6 +91,11 @@ class Training:
         self.coverage = Coverage(layout(space))
         self.reputation = Reputation(config.reputation)
         self.share = config.share.plan(space)
+        self.private = (
+            None
+            if config.privacy is None
+            else PrivateRounds(config.privacy, config.round.rounds, store.folder)
+        )
         self.memory: Mapping[str, Any] = {}
         self._rule_memory: Mapping[str, Any] = {}
         self._abandoned = 0
@@ -114,6 +121,8 @@ class Training:
         self.memory = _noted(found, "sampler")
         self._rule_memory = _noted(found, "aggregation")
         self.reputation = Reputation(self.config.reputation, _noted(found, "reputation"))
+        if self.private is not None:
+            self.private.resume(_noted(found, "privacy"), self.config.round.rounds)
         self.log("resumed", round=self.round, weights=digest(self.weights))
         if self.ledger is not None:
             head = found.notes.get("ledger")
@@ -142,16 +151,28 @@ class Training:
             names.append("clients")
         if self.config.round.mode == "async":
             names += ["mode", "buffer", "staleness_power"]
+        if self.private is not None:
+            parts["privacy"] = dump["privacy"]
         rounds = {name: dump["round"][name] for name in names}
         return {**parts, "round": rounds, "space": plain(self.space.to_dict())}
+
+    @property
+    def over(self) -> bool:
+        """Whether no round is left, or no privacy budget for one."""
+        if self.round >= self.config.round.rounds:
+            return True
+        return self.private is not None and self.private.exhausted
 
     def assignments(
         self, fleet: Fleet, busy: frozenset[int] = frozenset(), most: int | None = None
     ) -> Assignments:
         """Node → (member, subnet) for the coming round, without busy nodes and those in quarantine.
 
-        All others, or `most` of them; None: as many as the configuration says.
+        All others, or `most` of them; None: as many as the configuration says. UsageError when the
+        fleet has grown too large for the run's privacy.
         """
+        if self.private is not None:
+            self.private.config.check_clients(len(fleet.members))
         resting = self.reputation.resting(self.round + 1)
         out = busy | {m.node for m in fleet.members.values() if m.name in resting}
         free = [m for m in fleet.members.values() if m.node not in out]
@@ -183,6 +204,8 @@ class Training:
 
     def requests(self, assignments: Assignments) -> Iterator[Request]:
         """One message at a time: only the selected values, and what they are."""
+        if self.private is not None:
+            self.private.asked()
         for member, assigned in assignments.values():
             asked = self.asked(member, assigned)
             yield train_request(self.config, self.space, asked, self.sent(assigned))
@@ -190,7 +213,8 @@ class Training:
     def asked(self, member: Member, assigned: Assigned) -> Asked:
         """What is asked of a device in the coming round."""
         kept = self.share.in_round(self.round + 1)
-        return Asked(member, assigned, self.round + 1, self.learning_rate(), kept)
+        rate, noise = self.learning_rate(), self._own_noise()
+        return Asked(member, assigned, self.round + 1, rate, kept, noise)
 
     def sent(self, assigned: Assigned) -> Flat:
         """The values that a device gets with a subnet."""
@@ -244,16 +268,20 @@ class Training:
         None when the round is abandoned for too few good updates: then nothing has changed.
         """
         books = intake.books
-        fold = self.config.aggregation.fold(self._shapes, self._rule_memory)
-        work = OpenRound(Terms(self.config, self.space, self._shapes, fleet), asked, fold, books)
+        terms = Terms(self.config, self.space, self._shapes, fleet)
+        work = OpenRound(terms, asked, self._fold(asked), books)
         for good in goods:
             work.add(good)
         tally = work.tally
-        if tally.accepted < self.config.round.min_replies:
+        if self._too_few(tally.accepted, intake.refused):
             self._abandoned += 1
-            books.abandoned(tally.accepted)
+            if self.private is not None:
+                self.private.abandoned()
+            books.abandoned(tally.accepted, **self._spent())
             return None
         merged = work.merged()
+        if self.private is not None:
+            self.private.published(tally.accepted, len(asked))
         this = self._this_round(one.member for one in asked)
         self.memory = remember(self.config.sampler, this, self.coverage.ages, tally.outcomes)
         self._rule_memory = merged.memory
@@ -264,19 +292,41 @@ class Training:
             accepted=tally.accepted,
             refused=intake.refused,
             missing=len(asked) - tally.accepted - intake.refused,
-            loss=tally.loss / tally.examples,
+            loss=tally.mean_loss,
             coverage=self.coverage.update(merged.trained, self.share.in_round(self.round).names),
             oldest=self.coverage.oldest(),
             train_macs=tally.train_macs,
             bytes_sent=sum(sent_bytes(self.space, one.assigned) for one in asked),
             bytes_received=tally.bytes_received,
             seconds=time.perf_counter() - begin,
-            staleness=tally.staleness / tally.accepted,
+            staleness=tally.staleness / max(tally.accepted, 1),
         )
         books.done(self._digest(), report.coverage)
         self.checkpoint()
-        self.log("round", **{name: getattr(report, name) for name in RoundReport.__match_args__})
+        told = {name: getattr(report, name) for name in RoundReport.__match_args__}
+        self.log("round", **told, **self._spent())
         return report
+
+    def _fold(self, asked: Sequence[Asked]) -> Fold:
+        if self.private is None:
+            return self.config.aggregation.fold(self._shapes, self._rule_memory)
+        regions = [one.assigned.regions(self.space) for one in asked]
+        return self.private.fold(self._shapes, regions)
+
+    def _own_noise(self) -> OwnNoise | None:
+        return None if self.private is None else self.private.own_noise()
+
+    def _too_few(self, accepted: int, refused: int) -> bool:
+        """Whether the round is abandoned.
+
+        In a private run a refused update counts as a reply: what is in it must not decide this.
+        """
+        replies = accepted + (refused if self.private is not None else 0)
+        return replies < self.config.round.min_replies
+
+    def _spent(self) -> dict[str, float]:
+        """What a private run's events say of its budget."""
+        return {} if self.private is None else {"epsilon": self.private.epsilon}
 
     def _digest(self) -> str:
         """The weights' digest for the ledger; not worked out where none is kept."""
@@ -291,6 +341,8 @@ class Training:
             "aggregation": self._rule_memory,
             "reputation": self.reputation.memory,
         }
+        if self.private is not None:
+            notes["privacy"] = self.private.memory
         if self.ledger is not None:
             notes["ledger"] = self.ledger.head
         state = Checkpoint(

@@ -9,7 +9,8 @@ from ..protos.codec.config import CodecConfig
 from ..protos.codec.errors import CodecError
 from ..protos.codec.wire import decode
 from ..protos.flower import Values
-from ..protos.messages import TensorShapes, TrainReply
+from ..protos.messages import OwnNoise, TensorShapes, TrainReply
+from ..protos.noise import longest
 from ..supernet.errors import RefusedUpdate
 from ..supernet.space import Arch
 from ..supernet.weights import Flat
@@ -21,7 +22,9 @@ SHOWN, LONGEST_NAME = 3, 80
 class Expected:
     """What was asked of one device: run, round, subnet, the values it got, limits.
 
-    `tensors` and `sent` are of what it is to send back. `examples` is what its profile stated.
+    `tensors` and `sent` are of what it is to send back. `examples` is what its profile stated. A
+    device that adds `noise` moves its values by no more than that does, in place of
+    `max_update_ratio` times what was sent.
     """
 
     run: str
@@ -33,6 +36,14 @@ class Expected:
     examples: int
     max_update_ratio: float
     codec: CodecConfig | None = None
+    noise: OwnNoise | None = None
+
+    @property
+    def longest(self) -> float:
+        """The largest L2 norm of a change that is accepted."""
+        if self.noise is not None:
+            return longest(self.noise.clip, self.noise.std, len(self.sent))
+        return self.max_update_ratio * max(float(np.linalg.norm(self.sent)), 1.0)
 
 
 def checked(expected: Expected, reply: TrainReply, values: Values | None) -> Flat:
@@ -99,7 +110,7 @@ def _change(expected: Expected, values: Values | None) -> Flat:
 def _check_norm(expected: Expected, delta: Flat) -> None:
     with np.errstate(over="ignore"):  # squares of huge values are infinite, and refused
         moved = float(np.linalg.norm(delta))
-        limit = expected.max_update_ratio * max(float(np.linalg.norm(expected.sent)), 1.0)
+        limit = expected.longest
     if not moved <= limit < math.inf:
         raise RefusedUpdate("norm", f"moved by {moved:.3g}; at most {limit:.3g} is accepted")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fedofa.protos import flower, messages
+from fedofa.protos.codec.config import PRESETS as CODECS
 from fedofa.protos.flower import BODY, DTYPE, JSON, VALUES, from_record, to_record
 from fedofa.protos.manifest import FILE_NAMES, FileEntry, FileKind, Normalization, TensorSpec
 from fedofa.protos.messages import Body, EvaluateReply, MessageError, TrainReply
@@ -494,3 +495,12 @@ def test_statistics_travel_as_mean_then_variance() -> None:
     moments = {"a": Moments(2, np.array([2.0, 4.0]), np.array([4.0, 8.0]))}
     assert flat_statistics(moments).tolist() == [1, 2, 1, 0]
     assert flat_statistics(moments).dtype == np.float32
+
+
+def test_noise_travels_without_a_codec_only() -> None:
+    asked = next(body for body in BODIES if isinstance(body, messages.TrainRequest))
+    noise = messages.OwnNoise(clip=0.5, std=1.5)
+    found = asked.model_copy(update={"noise": noise})
+    assert messages.TrainRequest.from_json(found.to_json()) == found
+    coded = found.model_copy(update={"codec": CODECS["exact"]})
+    assert "noise does not go with a codec" in refused(type(coded), with_json(coded.to_json()))

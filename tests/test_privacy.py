@@ -7,8 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedofa.client.privacy.local_noise import noised_share
-from fedofa.protos.noise import GaussianNoise, clipped, fixed_point_range, norm_of, share_std
+from fedofa.client.privacy.local_noise import noised
+from fedofa.protos.noise import (
+    GaussianNoise,
+    clipped,
+    fixed_point_range,
+    longest,
+    norm_of,
+    share_std,
+)
 from fedofa.server.aggregation.placement import Frame
 from fedofa.server.aggregation.update import Merged, Update
 from fedofa.server.privacy.accountant import LEAST_NOISE, Accountant, noise_for
@@ -108,10 +115,11 @@ def test_noise_of_production_is_not_the_same_twice() -> None:
 def test_the_shares_of_the_least_covered_value_make_up_the_whole_noise() -> None:
     """Values that more devices cover have more noise, not less."""
     bound, z, sharers, size = 2.0, 1.5, 4, 60_000
+    share = share_std(bound, z, sharers)
     for devices in (4, 9):
         noise = seeded(devices)
         total = sum(
-            noised_share(np.zeros(size, np.float32), bound, z, sharers, noise).astype(float)
+            noised(np.zeros(size, np.float32), bound, share, noise).astype(float)
             for _ in range(devices)
         )
         expected = z * bound * math.sqrt(devices / sharers)
@@ -120,16 +128,26 @@ def test_the_shares_of_the_least_covered_value_make_up_the_whole_noise() -> None
 
 
 def test_a_share_goes_onto_the_clipped_change() -> None:
-    found = noised_share(np.full(10_000, 5.0, np.float32), 1.0, 1e-6, 1, seeded())
+    found = noised(np.full(10_000, 5.0, np.float32), 1.0, 1e-6, seeded())
     assert norm_of(found) == pytest.approx(1.0, rel=1e-3)
-    with pytest.raises(ValueError, match="sharers = 0"):
-        noised_share(np.ones(2, np.float32), 1.0, 1.0, 0, seeded())
+    assert np.array_equal(noised(found, 0.5, 0.0, seeded()), clipped(found, 0.5))
+
+
+def test_what_a_device_sends_lies_on_a_grid_that_is_coarser_than_floats() -> None:
+    found = noised(np.full(10_000, 1 / 3, np.float32), 100.0, 1.0, seeded())
+    assert (found.astype(float) * 2**20 % 1 == 0).all()
+
+
+def test_no_noised_change_is_longer_than_what_the_server_accepts() -> None:
+    for size in (1, 50, 10_000):
+        found = noised(np.full(size, 5.0, np.float32), 2.0, 1.5, seeded())
+        assert norm_of(found) < longest(2.0, 1.5, size)
 
 
 def test_the_range_for_secure_sums_holds_every_noised_value() -> None:
     std = share_std(1.0, 2.0, 3)
-    noised = noised_share(np.full(100_000, 1.0, np.float32), 1.0, 2.0, 3, seeded())
-    assert np.abs(noised).max() < fixed_point_range(1.0, std)
+    found = noised(np.full(100_000, 1.0, np.float32), 1.0, std, seeded())
+    assert np.abs(found).max() < fixed_point_range(1.0, std)
 
 
 # The merge

@@ -1,4 +1,4 @@
-"""What a device sends back: its trained values, or its update as bytes where a codec is asked for."""
+"""What a device sends back: its trained values, noised ones, or its update as a codec's bytes."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -9,10 +9,12 @@ from ...protos.codec.wire import decode, encode
 from ...protos.device import Device
 from ...protos.flower import Values
 from ...protos.messages import TrainRequest
+from ...protos.noise import GaussianNoise
 from ...supernet.axes import Regions, layout
 from ...supernet.randomness import stream
 from ...supernet.space import Space
 from ...supernet.weights import Flat, shapes_of
+from ..privacy.local_noise import noised
 from .memory import ErrorMemory
 
 REMEMBERED_RUNS = 64
@@ -25,8 +27,12 @@ def reply_values(
 
     `where` are the weights that are sent back, `sent` and `trained` their values before and after.
     With an error memory, what former rounds' codes lost of these weights is added before, and what
-    this one loses is kept. CodecError for values that cannot be encoded: a diverged training.
+    this one loses is kept. CodecError for values that cannot be encoded, ValueError for those that
+    cannot be clipped: a diverged training.
     """
+    if body.noise is not None:
+        own = noised(trained - sent, body.noise.clip, body.noise.std, GaussianNoise())
+        return sent + own
     if body.codec is None:
         return trained
     delta, shapes = trained - sent, shapes_of(where)

@@ -25,17 +25,17 @@ by itself.
 
 import numpy as np
 
-from ...protos.noise import Flat, GaussianNoise, clipped, share_std
+from ...protos.noise import Flat, GaussianNoise, clipped, grid_of
 
 
-def noised_share(
-    delta: Flat, bound: float, noise_multiplier: float, sharers: int, noise: GaussianNoise
-) -> Flat:
+def noised(delta: Flat, bound: float, std: float, noise: GaussianNoise) -> Flat:
     """The update clipped to L2 norm `bound` plus this device's share of the noise, float32.
 
-    ValueError for a value that is no number, or fewer than one sharer.
+    `std` is the share's (`share_std`). The sum is rounded to a grid far below the noise. ValueError
+    for a value that is no number.
     """
-    if sharers < 1:
-        raise ValueError(f"sharers = {sharers}; at least 1")
-    own = noise.draw(len(delta), share_std(bound, noise_multiplier, sharers))
-    return (clipped(delta, bound) + own).astype(np.float32)
+    found = clipped(delta, bound)
+    if std == 0:
+        return found
+    grid = grid_of(std)
+    return (np.round((found + noise.draw(len(delta), std)) / grid) * grid).astype(np.float32)

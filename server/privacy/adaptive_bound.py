@@ -30,6 +30,10 @@ class AdaptiveBound:
     step: float = 0.2
     count_noise: float = 10.0
 
+    def at(self, value: float) -> "AdaptiveBound":
+        """The same with another bound: where a resumed run had come to."""
+        return replace(self, value=value)
+
     def after(
         self, below: int, reported: int, clients: float, noise: GaussianNoise
     ) -> "AdaptiveBound":

@@ -115,9 +115,29 @@ class PrivacyConfig(_Table):
             except ValueError as error:
                 raise UsageError(f"privacy.epsilon = {self.epsilon}: {error}") from None
         accountant = Accountant(noise, self.delta, self.rate)
+        if accountant.epsilon_after(rounds) > self.epsilon:
+            raise UsageError(self._exceeded(accountant, rounds))
+        return self._planned(accountant, rounds, secure)
+
+    def go_on(self, noise: float, rounds: int, secure: SecureConfig | None = None) -> PrivacyPlan:
+        """The plan of a run that began with this noise multiplier and now has so many rounds.
+
+        UsageError when they would exceed the budget: noise cannot be added to what was published.
+        """
+        accountant = Accountant(noise, self.delta, self.rate)
         spent = accountant.epsilon_after(rounds)
         if spent > self.epsilon:
-            raise UsageError(self._exceeded(accountant, rounds, spent))
+            raise UsageError(
+                f"round.rounds = {rounds}: the run began with noise_multiplier = {noise:.4g}, and so "
+                f"many rounds would spend {spent:.3g} of privacy.epsilon = {self.epsilon:g}; at most "
+                f"{accountant.most_rounds(self.epsilon)} rounds, or start a new run"
+            )
+        return self._planned(accountant, rounds, secure)
+
+    def _planned(
+        self, accountant: Accountant, rounds: int, secure: SecureConfig | None
+    ) -> PrivacyPlan:
+        noise, spent = accountant.noise_multiplier, accountant.epsilon_after(rounds)
         split = sum_noise(noise, self.adaptive.count_noise) if self.adaptive else noise
         sharers = secure.least_cover if secure else 1
         return PrivacyPlan(accountant, split, sharers if self.mode == "local" else 1, spent)
@@ -137,7 +157,8 @@ class PrivacyConfig(_Table):
                 "needed, or publishing one client's data would count as private"
             )
 
-    def _exceeded(self, accountant: Accountant, rounds: int, spent: float) -> str:
+    def _exceeded(self, accountant: Accountant, rounds: int) -> str:
+        spent = accountant.epsilon_after(rounds)
         most = accountant.most_rounds(self.epsilon)
         advice = f"at most {most} rounds, or " if most else ""
         needed = noise_for(self.epsilon, rounds, self.rate, self.delta)

@@ -31,7 +31,6 @@ is rounded to a grid of about a millionth of its noise, which all such bits lie 
 known attack; it is no proof.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -39,13 +38,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...protos.noise import GaussianNoise, clipped, norm_of
+from ...protos.noise import GaussianNoise, clipped, grid_of, norm_of
 from ...supernet.axes import Regions
 from ...supernet.weights import Shapes, shapes_of, size_of
 from ..aggregation.placement import Frame
 from ..aggregation.update import Merged, Update
-
-_GRID_BITS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ def cover(frame: Frame, assigned: Iterable[Regions]) -> Tensor:
 class PrivateMean:
     """The merge as a fold: clips each update's change to `bound`; the result is noised.
 
-    `assigned` are the regions of everybody that was assigned this round, or could have been drawn for it:
+    Without a `bound` updates are added as they are: devices clipped them, and noised them. `assigned` are the regions of everybody that was assigned this round, or could have been drawn for it:
     not of those that replied. `below` counts the updates that were not longer than the bound. Sums are
     float64: 8 bytes a shared value.
     """
@@ -84,7 +81,7 @@ class PrivateMean:
         self,
         shapes: Shapes,
         assigned: Iterable[Regions],
-        bound: float,
+        bound: float | None,
         release: Release,
         noise: GaussianNoise,
     ) -> None:
@@ -104,8 +101,10 @@ class PrivateMean:
             raise ValueError(
                 "an update that was clipped by the fleet's bound cannot be made private"
             )
-        self.below += norm_of(update.delta) <= self._bound
-        delta = clipped(update.delta, self._bound)
+        delta = update.delta
+        if self._bound is not None:
+            self.below += norm_of(delta) <= self._bound
+            delta = clipped(delta, self._bound)
         self._frame.add(self._total, self._parts, delta, update.where, 1.0)
 
     def result(self) -> Merged:
@@ -120,7 +119,7 @@ def released(
     public = covered >= max(release.least_cover, 1)
     if release.noise_std:
         total += torch.from_numpy(noise.draw(frame.size, release.noise_std))
-        grid = 2.0 ** (math.floor(math.log2(release.noise_std)) - _GRID_BITS)
+        grid = grid_of(release.noise_std)
         total.div_(grid).round_().mul_(grid)
     total /= (covered * release.rate).clamp_(min=torch.finfo(torch.float32).tiny)
     delta = torch.where(public, total, 0.0).to(torch.float32)

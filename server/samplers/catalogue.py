@@ -43,6 +43,11 @@ NEEDS_STUDENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Methods that say which students a device trains, and the recipe.students that train them."""
 
+FROM_OUTCOMES = ("importance", "budget_bins")
+"""Methods whose choices follow from the updates of former rounds."""
+WEIGHING = ("importance", "maxnet")
+"""Methods that give updates weights."""
+
 
 class SamplerConfig(BaseModel):
     """Which subnets the clients train: the method, and the settings of those that have some.
