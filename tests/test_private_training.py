@@ -218,6 +218,17 @@ def test_what_devices_were_asked_for_counts_though_the_server_was_killed(tmp_pat
     assert again.training.private.spent == 1
 
 
+def test_a_round_that_is_done_again_counts_again(tmp_path: Path) -> None:
+    config = private({"noise_multiplier": 6.0}, round={"rounds": 2})
+    run = run_in(tmp_path, config).start()
+    (run.store.folder / "round-000002" / "weights.safetensors").write_bytes(b"damaged")
+    again = run_in(tmp_path, config)
+    assert again.training.resume()
+    assert again.training.round == 1
+    again.start()
+    assert again.events("round")[-1]["epsilon"] == Accountant(6.0, 1e-3).epsilon_after(3)
+
+
 def test_a_damaged_count_stops_the_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / SPENT).write_text("{")

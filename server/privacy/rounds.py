@@ -8,8 +8,8 @@ What is spent is a function of how many rounds count. Which do:
   seen by the server, against which they add it. One that is abandoned, or asked again after a kill,
   counts again.
 
-So the count outlives a kill: it is in the checkpoint's notes, with the round that it belongs to, and in
-a file beside the checkpoints wherever it grows without one.
+So the count outlives a kill, and a damaged checkpoint whose round is done again: it is in a file beside
+the checkpoints, written before anything is seen, and in the checkpoints' notes.
 """
 
 import json
@@ -109,12 +109,12 @@ class PrivateRounds:
     def published(self, reported: int, assigned: int) -> None:
         """The round's merge is about to be published, of `reported` updates."""
         if self.config.mode == "central":
-            self.spent += 1
+            self._count()
         if self._bound is not None and self._open is not None:
             self._bound = self._bound.after(self._open.below, reported, assigned, self.noise)
 
     def _count(self) -> None:
-        """One more, on the disk before anything else happens: no checkpoint will tell it."""
+        """One more, on the disk before anything else happens."""
         self.spent += 1
         durable.make_folder(self._file.parent)
         durable.write(self._file, json.dumps({"spent": self.spent}).encode())
