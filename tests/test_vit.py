@@ -398,10 +398,12 @@ def test_a_device_that_is_asked_all_the_same_returns_no_numbers(tmp_path: Path) 
 
 
 def check_files(space: Space, arch: Arch, folder: Path, seed: int = 0) -> None:
+    """Of the space that has everything, odd blocks among it, sizes are known less well."""
+    within = 0.05 if space is SMALL else 0.1
     check_export(space, arch, folder, seed)
     for kind, name in FILE_NAMES.items():
         predicted = predicted_size_bytes(kind, space.layers(arch))
-        assert predicted == pytest.approx((folder / name).stat().st_size, rel=0.05), kind
+        assert predicted == pytest.approx((folder / name).stat().st_size, rel=within), kind
 
 
 def test_files_do_what_the_network_does_and_are_as_large_as_predicted(tmp_path: Path) -> None:
