@@ -1,5 +1,6 @@
 """Short trainings of one recipe under changed circumstances, side by side: what benchmarks compare."""
 
+import hashlib
 import multiprocessing
 import os
 import tempfile
@@ -66,7 +67,10 @@ def run_trial(trial: Trial, seed: int) -> Record:
         make = partial(configuration, task, "fedofa", seed, change=trial.recipe)
         plan = Federation(make(rounds=8), devices, Path(folder))
         rounds = rounds_for(plan, task.budget_macs)
-        config = make(rounds=rounds, **{"round": {"max_update_ratio": RATIO}, **trial.sections})
+        # A name of its own: what devices remember belongs to a run, and processes outlive trials.
+        run = hashlib.sha256(f"{trial.name} {seed}".encode()).hexdigest()[:12]
+        limits = {"max_update_ratio": RATIO}
+        config = make(rounds=rounds, **{"name": run, "round": limits, **trial.sections})
         tamper = honest if trial.liars is None else Liars(trial.liars[0], nodes(trial.liars[1]))
         federation = Federation(config, devices, Path(folder), tamper)
         spent, last = federation.train()
