@@ -48,7 +48,7 @@ def test_whoever_has_left_is_told_also_where_one_stops_to_listen_in_between() ->
     flight = Flight(Exchange(grid, poll_s=0.01), EvaluateReply, 5)
     for node in (7, 8):
         flight.send(Request(node, ProfileRequest(space={})))
-    assert (len(flight), flight.nodes) == (2, {7, 8})
+    assert (len(flight), flight.nodes) == (2, frozenset({7, 8}))
     first = next(flight.arrived())
     assert (first.node, first.failure) == (7, "the device has left")
     assert [answer.node for answer in flight.arrived()] == [8]
@@ -61,7 +61,7 @@ def test_each_request_has_a_deadline_of_its_own() -> None:
     clock = VirtualClock()
     exchange = Exchange(grid, poll_s=0.01, clock=clock)
     flight = Flight(exchange, EvaluateReply, 5)
-    ended = {}
+    ended: dict[int, int] = {}
     for node in (7, 8):
         flight.send(Request(node, ProfileRequest(space={})))
         clock.sleep(3)

@@ -13,6 +13,7 @@ from fedofa.client.device import of_node
 from fedofa.protos.device import PARTITION_KEY
 from fedofa.protos.flower import Values, from_record
 from fedofa.protos.messages import DeviceProfile, TrainReply, TrainRequest
+from fedofa.server.aggregation.catalogue import AggregationConfig
 from fedofa.server.config import parse_config
 from fedofa.server.ledger_chain import lines
 from fedofa.server.ledger_entries import Round, entry_of, unseal
@@ -25,6 +26,7 @@ from fedofa.supernet.errors import RunError, UsageError
 from fedofa.supernet.randomness import array_stream
 from fedofa.supernet.weights import digest, initial, shapes_of, split
 from fleets import (
+    SPEEDS,
     Clients,
     PacedGrid,
     Run,
@@ -90,6 +92,7 @@ def paced(
     """A run in virtual time whose devices take so many seconds each; the first two are big."""
     config = small_config(**{**PLAIN, **sections})
     devices = small_fleet(folder, ["big", "big", *["small"] * (len(paces) - 2)])
+    (folder / "profile.toml").write_text(f"{SPEEDS}share_labels = true\n")
     clock = VirtualClock()
     grid = grid_of(devices, app or Quick(), paces=paces, clock=clock)
     run = Run(folder, config, grid, clock, keeps_ledger=ledger)
@@ -152,6 +155,23 @@ def test_with_everybody_at_work_and_a_buffer_for_all_it_is_the_synchronous_run_b
         )  # fmt: skip
 
 
+def test_whatever_came_first_weights_are_worked_out_in_order_of_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums over the devices of a version, as FedDisco's, must not be rounded by arrival."""
+    seen: list[list[str]] = []
+    weigh = AggregationConfig.weigh
+
+    def watched(self: AggregationConfig, holders: Any) -> Any:
+        seen.append([holder.name for holder in holders])
+        return weigh(self, holders)
+
+    monkeypatch.setattr(AggregationConfig, "weigh", watched)
+    limits = asynchronous(buffer=4, rounds=1)
+    paced(tmp_path, (4.0, 3.0, 2.0, 1.0), ledger=False, round=limits).start()
+    assert seen == [["dev-0", "dev-1", "dev-2", "dev-3"]]
+
+
 # ── stragglers ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -199,7 +219,8 @@ def test_an_update_is_merged_as_a_change_of_what_was_sent_and_counts_less_when_t
             assert entry.assigned[name].version == asked_in - 1
             assert update.weight == pytest.approx(weight)
             where = regions(space, space.arch(body.arch))
-            change = split(values - app.sent[device, asked_in], shapes_of(where))
+            moved: Any = values - app.sent[device, asked_in]
+            change = split(moved, shapes_of(where))
             for tensor, region in where.items():
                 total[tensor][region] += weight * change[tensor].numpy()
                 count[tensor][region] += weight
@@ -210,8 +231,8 @@ def test_an_update_is_merged_as_a_change_of_what_was_sent_and_counts_less_when_t
             np.testing.assert_allclose(value.numpy(), expected, rtol=1e-4, atol=2e-6)
         before = after
     assert stale >= 3
-    staleness = [event["staleness"] for event in run.events("round")]
-    assert sum(2 * value for value in staleness) == pytest.approx(
+    told = sum(2 * event["staleness"] for event in run.events("round"))
+    assert told == pytest.approx(
         sum(
             entry.round - 1 - (entry.assigned[name].version or 0)
             for entry in entries(tmp_path)
@@ -242,7 +263,9 @@ def test_who_does_not_answer_in_time_is_missing_and_asked_again_after_its_late_r
 ) -> None:
     app = Quick()
     limits = asynchronous(buffer=2, rounds=20, deadline_s=5.0)
-    run = paced(tmp_path, (1.0, 8.0, 1.0, 1.0), app, round=limits).start()
+    run = paced(tmp_path, (1.0, 8.0, 1.0, 1.0), app, round=limits)
+    run.grid.__class__ = Watched  # two requests to one device would be an error
+    run.start()
     missed = run.events("no_update")
     assert {event["device"] for event in missed} == {"dev-1"}
     assert {event["reason"] for event in missed} == {"no reply within 5 s"}
@@ -283,8 +306,9 @@ def test_where_no_more_can_come_a_version_has_fewer_updates(tmp_path: Path) -> N
 
 def test_versions_without_good_updates_are_abandoned_and_end_the_run(tmp_path: Path) -> None:
     app = Quick(dict.fromkeys(("dev-0", "dev-1", "dev-2"), sending(with_nan)))
-    sections = {"round": asynchronous(buffer=2), "reputation": {"strikes": 0}}
-    run = paced(tmp_path, (1.0, 1.0, 1.0), Forgetting(app), **sections)
+    limits, reputation = asynchronous(buffer=2), {"strikes": 0}
+    paces = (1.0, 1.0, 1.0)
+    run = paced(tmp_path, paces, Forgetting(app), round=limits, reputation=reputation)
     before = digest(run.training.weights)
     with pytest.raises(RunError, match=r"round 1 was abandoned 3 times.*min_replies = 1"):
         run.start()
@@ -488,7 +512,8 @@ def test_a_shelf_gives_back_what_was_put_there_and_uses_freed_places_again() -> 
     assert (len(shelf), shelf.most_bytes) == (2, 2 * 24)
     assert shelf.take(two).tolist() == second.tolist()
     assert shelf.take(three).tolist() == (second + 7).tolist()
-    for wrong in (np.zeros(7, np.float32), np.zeros(2)):
+    wrongs: list[Any] = [np.zeros(7, np.float32), np.zeros(2)]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="do not fit"):
             shelf.put(wrong)
     assert len(shelf) == 0
