@@ -45,7 +45,7 @@ CODECS = ("none", "int8", "fedzip", "sparse", "sparsest")
 
 
 def bench_robust(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any]]]:
-    """Accuracy with liars against the same rule without: 1 or 4 of 20 clients, six kinds of lies."""
+    """Accuracy with liars against plain averaging without: 1 or 4 of 20 clients, seven kinds of lies."""
     trials = [_lied_to(rule, None, 0) for rule in RULES]
     for kind in KINDS:
         rules = ("mean", "clip + trimmed mean") if kind in REFUSED else tuple(RULES)

@@ -20,17 +20,21 @@ LIES: Mapping[str, Lie] = MappingProxyType(
         "wrong shape": lambda sent, new: new[: len(new) // 2],
     }
 )
-REPLAY = "replay"
-KINDS = (*LIES, REPLAY)
+REPLAY, OLD_VALUES = "replay", "old values"
+KINDS = (*LIES, REPLAY, OLD_VALUES)
 
 
 @dataclass(slots=True)
 class Liars:
-    """Some nodes lie in every round; a replayed update is the node's first one, header and all."""
+    """Some nodes lie in every round; a replayed update is the node's first one, header and all.
+
+    Old values are the change of the node's first update of the same size under a fresh header.
+    """
 
     kind: str
     nodes: frozenset[int]
     _first: dict[int, tuple[TrainReply, Values]] = field(default_factory=dict)
+    _changes: dict[tuple[int, int], Values] = field(default_factory=dict)
 
     def __call__(self, request: Request, answer: Answer[TrainReply]) -> Answer[TrainReply]:
         """What the server gets."""
@@ -39,6 +43,10 @@ class Liars:
         if self.kind == REPLAY:
             body, values = self._first.setdefault(answer.node, (answer.body, answer.values))
             return Answer(answer.node, body, values)
+        if self.kind == OLD_VALUES:
+            sent, new = request.values, answer.values
+            first = self._changes.setdefault((answer.node, len(new)), new - sent)
+            return Answer(answer.node, answer.body, sent + first)
         with np.errstate(over="ignore"):
             lie = LIES[self.kind](request.values, answer.values)
         return Answer(answer.node, answer.body, lie.astype(np.float32))

@@ -8,6 +8,8 @@ from .ledger_entries import STALE
 from .reputation import Reputation
 from .samplers.assigned import Assigned
 
+TOO_FEW = "too few devices for a round"
+
 
 class Books:
     """One round's entries; `number` is the round's. Without a ledger only the log is kept."""
@@ -36,6 +38,11 @@ class Books:
         """An update counts; `sha256` is its `digest`."""
         if self._ledger is not None:
             self._record.accept(device, sha256, weight)
+
+    def counted(self, device: str, share: float) -> None:
+        """The rule of aggregation let an accepted update count for a share of its weight only."""
+        if self._ledger is not None:
+            self._record.count_less(device, share)
 
     def refused(self, device: str, refusal: RefusedUpdate, overtaken: bool = False) -> None:
         """An update was refused; that its weights were `overtaken` is not the device's fault."""
@@ -72,6 +79,12 @@ class Books:
         """The round is over; `after` is the digest of the weights that it leaves."""
         if self._ledger is not None:
             self._ledger.round(self._record, self.number, after, coverage)
+
+    def released(self, device: str) -> None:
+        """A device leaves quarantine early: without it too few would be there for a round."""
+        self._event("released", device=device, reason=TOO_FEW)
+        if self._ledger is not None:
+            self._ledger.released(device, TOO_FEW)
 
     def _strike(self, device: str, code: str) -> None:
         until = self._reputation.strike(device, self.number, code)

@@ -215,7 +215,9 @@ def parse_config(fields: Mapping[str, Any]) -> RunConfig:
                 _suggest(".".join(where[:-1]), where[-1], _allowed(where[:-1]))
             ) from None
         given = f" = {first['input']!r}" if not isinstance(first["input"], Mapping) else ""
-        raise UsageError(f"{'.'.join(where)}{given}: {first['msg']}") from None
+        raise UsageError(
+            f"{'.'.join(where)}{given}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
     config.check()
     return config
 

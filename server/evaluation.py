@@ -100,7 +100,7 @@ class FederatedEvaluator:
         """Measure as a configuration says."""
         self.batch_size = config.search.batch_size
         self.survey.deadline_s = config.round.deadline_s
-        self.survey.max_weight_share = config.round.max_weight_share
+        self.survey.max_examples_ratio = config.round.max_examples_ratio
 
     def statistics(self, targets: Sequence[Target]) -> dict[int, Statistics]:
         """Each subnet's norm statistics, merged over the devices' training examples.

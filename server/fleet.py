@@ -66,7 +66,7 @@ class Roll:
         self._online: frozenset[int] = frozenset()
 
     def gather(self) -> Fleet:
-        """Wait until `min_clients` devices are there and every class has one.
+        """Wait until enough devices are there for a round and every class has one.
 
         Raises RunError when too few come in time, UsageError when a class stays empty.
         """
@@ -181,7 +181,8 @@ class Roll:
                 )
 
     def _complete(self) -> bool:
-        return len(self._known) >= self._config.round.min_clients and not self._empty()
+        limits = self._config.round
+        return len(self._known) >= limits.least_clients and not self._empty()
 
     def _empty(self) -> list[str]:
         present = {member.profile.device_class for member in self._known.values()}
@@ -196,7 +197,7 @@ class Roll:
                 "Start one with fedofa-device join, or remove the class from the config"
             )
         raise RunError(
-            f"{len(self._known)} of {self._config.round.min_clients} clients {waited} "
+            f"{len(self._known)} of {self._config.round.least_clients} clients {waited} "
             f"(joined: {joined}); see the event log for devices that were left out"
         )
 

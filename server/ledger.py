@@ -82,6 +82,11 @@ class RoundRecord:
         """Note an update that counts, by its `update_digest`, and its weight in the merge."""
         self.accepted[device] = Update(sha256=sha256, weight=weight)
 
+    def count_less(self, device: str, share: float) -> None:
+        """Note that the rule let an accepted update count for a share of its weight only."""
+        update = self.accepted[device]
+        self.accepted[device] = update.model_copy(update={"weight": update.weight * share})
+
     def refuse(self, device: str, code: str) -> None:
         """Note a refusal with its reason code."""
         self.refused[device] = code

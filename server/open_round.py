@@ -9,7 +9,7 @@ import numpy as np
 from ..supernet.space import Space
 from ..supernet.weights import Shapes, size_of
 from .aggregation.update import Fold, Merged, Update
-from .aggregation.weighing import Holder
+from .aggregation.weighing import Holder, capped
 from .books import Books
 from .config import RunConfig
 from .fleet import Fleet, Member
@@ -32,9 +32,13 @@ class Terms:
 
 @dataclass(slots=True)
 class Tally:
-    """Running figures of a round; `examples` weighs the loss, `staleness` adds up versions."""
+    """Running figures of a round; `examples` weighs the loss, `staleness` adds up versions.
+
+    `folded` counts the accepted updates of a weight above 0: the others change nothing.
+    """
 
     accepted: int = 0
+    folded: int = 0
     staleness: int = 0
     loss: float = 0.0
     examples: int = 0
@@ -57,7 +61,9 @@ class OpenRound:
     def __init__(self, terms: Terms, asked: Sequence[Asked], fold: Fold, books: Books) -> None:
         self._terms, self._fold, self._books = terms, fold, books
         self.tally = Tally()
+        limits = terms.config.round
         weighed = terms.config.aggregation.weigh([self._holder(one.member) for one in asked])
+        weighed = capped(weighed, limits.max_weight_share)
         self._weights = weighed.weights
         if weighed.note:
             books.remark(weighed.note)
@@ -77,6 +83,7 @@ class OpenRound:
         if weight > 0:
             where = good.asked.kept.leaving(self._terms.space, assigned)
             bits = member.profile.train_bits
+            tally.folded += 1
             self._fold.add(Update(member.name, delta, where, weight, bits=bits))
         # Rates fall and devices take unequal numbers of steps: neither says what is under-trained.
         moved = good.asked.lr * max(good.reply.steps, 1)
@@ -94,12 +101,14 @@ class OpenRound:
         found = self._fold.result()
         for note in found.notes:
             self._books.remark(note)
+        for device, share in found.counted.items():
+            self._books.counted(device, share)
         for device, code in found.suspects.items():
             self._books.suspected(device, code)
         return found
 
     def _holder(self, member: Member) -> Holder:
-        share, profile = self._terms.config.round.max_weight_share, member.profile
+        share, profile = self._terms.config.round.max_examples_ratio, member.profile
         examples = capped_examples(profile.examples, self._terms.fleet.typical_examples, share)
         return Holder(member.name, examples, profile.labels)
 

@@ -17,6 +17,10 @@ from .aggregation.update import Merged
 RATES = {"none": 1.0, "momentum": 1.0, "adam": 0.03, "yogi": 0.03}
 ROUNDS_A_MEMORY, MOST_MOMENTUM = 10, 0.8
 
+ADAPTIVE = ("adam", "yogi")
+USED_BY = {"momentum": ("momentum",), "beta1": ADAPTIVE, "beta2": ADAPTIVE, "tau": ADAPTIVE}
+"""Fields that only some optimizers read."""
+
 
 class ServerOptimizerConfig(BaseModel):
     """`none` adds Δ; `momentum` is FedAvgM; `adam` and `yogi` are FedAdam and FedYogi.
@@ -44,6 +48,13 @@ class ServerOptimizerConfig(BaseModel):
                 f"server.lr = {self.lr} is not used with optimizer = none, which takes the mean; "
                 "allowed with momentum, adam, yogi"
             )
+        for name, users in USED_BY.items():
+            given, default = getattr(self, name), type(self).model_fields[name].default
+            if given != default and self.optimizer not in users:
+                raise ValueError(
+                    f"server.{name} = {given} is not used with optimizer = "
+                    f"{self.optimizer}; allowed with {', '.join(users)}"
+                )
         return self
 
     @property

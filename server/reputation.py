@@ -1,6 +1,6 @@
 """Strikes and quarantine: a device whose updates are refused or suspected again and again rests."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -65,6 +65,20 @@ class Reputation:
         self._until[device] = until
         del self._strikes[device]
         return until
+
+    def release(self, devices: Collection[str], least: int, round_: int) -> list[str]:
+        """Let the soonest due of these devices go until `least` of them do not rest; who they are.
+
+        Rounds that cannot take place would never bring anybody's quarantine to its end. Where there are
+        fewer than `least` devices anyway nobody is released.
+        """
+        resting = sorted(self.resting(round_) & set(devices), key=lambda n: (self._until[n], n))
+        short = max(least - (len(devices) - len(resting)), 0)
+        if len(devices) < least:
+            return []
+        for name in resting[:short]:
+            del self._until[name]
+        return resting[:short]
 
     def resting(self, round_: int) -> frozenset[str]:
         """Devices that get nothing in this round."""

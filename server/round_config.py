@@ -28,6 +28,9 @@ class RoundConfig(BaseModel):
     `buffer` good updates make the next version of the weights, a round. An update of weights that
     are s versions old counts (1 + s)^-staleness_power (None: 0.5) times, and nothing where s is more
     than `max_staleness`.
+
+    No device counts for more than `max_examples_ratio` times the examples of the fleet's median one, and
+    among three or more that are asked none has more than `max_weight_share` of their weight.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -42,10 +45,11 @@ class RoundConfig(BaseModel):
     buffer: int | None = Field(None, ge=1)
     concurrency: int | None = Field(None, ge=1)
     max_staleness: int | None = Field(None, ge=0)
-    staleness_power: float | None = Field(None, ge=0)
+    staleness_power: float | None = Field(None, ge=0, le=4)
     join_timeout_s: float = Field(120.0, gt=0)
     max_update_ratio: float = Field(20.0, gt=0)
-    max_weight_share: float = Field(20.0, gt=1)
+    max_examples_ratio: float = Field(20.0, gt=1)
+    max_weight_share: float = Field(0.5, gt=0, le=1)
     keep_checkpoints: int = Field(2, ge=1)
 
     @field_validator("enough_replies", mode="before")
@@ -104,6 +108,11 @@ class RoundConfig(BaseModel):
                 f"{least}; raise it or lower min_replies"
             )
         return self
+
+    @property
+    def least_clients(self) -> int:
+        """How many devices the first round waits for: fewer than `min_replies` could not make one."""
+        return max(self.min_clients, self.min_replies)
 
     def enough(self, asked: int) -> int | None:
         """How many good updates end a round that asked so many devices; None: nothing ends it."""

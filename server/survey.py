@@ -41,7 +41,7 @@ class Survey:
     def __init__(self, exchange: Exchange, fleet: Fleet, log: EventLog) -> None:
         self._exchange, self._fleet, self._log = exchange, fleet, log
         self.deadline_s = 120.0
-        self.max_weight_share = 20.0
+        self.max_examples_ratio = 20.0
 
     def plan(self, budgets: Mapping[int, Budget], examples: Examples) -> Plan:
         """Who is asked about which target: whoever may hold it, has examples, is there and free.
@@ -71,12 +71,12 @@ class Survey:
     def weights(self, examples: Examples) -> dict[str, float]:
         """Device → what its figures count, 1 or less.
 
-        No device counts for more than `max_weight_share` times the lower median of the fleet.
+        No device counts for more than `max_examples_ratio` times the lower median of the fleet.
         """
         counts = {name: examples(m.profile) for name, m in self._fleet.members.items()}
         typical = median_low([count for count in counts.values() if count] or [1])
         return {
-            name: min(1.0, self.max_weight_share * typical / max(count, 1))
+            name: min(1.0, self.max_examples_ratio * typical / max(count, 1))
             for name, count in counts.items()
         }
 

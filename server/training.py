@@ -138,7 +138,7 @@ class Training:
         """The parts of the configuration that decide the weights."""
         dump = self.config.model_dump(mode="json")
         parts = {key: dump[key] for key in FINGERPRINT}
-        names = ["max_update_ratio", "max_weight_share"]
+        names = ["max_update_ratio", "max_examples_ratio", "max_weight_share"]
         # Where the end is part of what decides the weights, it is part of the fingerprint.
         server = self.config.server
         if (
@@ -173,7 +173,7 @@ class Training:
         """
         if self.private is not None:
             self.private.config.check_clients(len(fleet.members))
-        resting = self.reputation.resting(self.round + 1)
+        resting = self._resting(fleet, busy)
         out = busy | {m.node for m in fleet.members.values() if m.name in resting}
         free = [m for m in fleet.members.values() if m.node not in out]
         this = self._this_round(free, [m for m in fleet.members.values() if m.node in out])
@@ -184,6 +184,14 @@ class Training:
         else:
             chosen = assign_some(sampler, this, ages, most, self._abandoned)
         return {m.node: (m, chosen[m.name]) for m in free if m.name in chosen}
+
+    def _resting(self, fleet: Fleet, busy: frozenset[int]) -> frozenset[str]:
+        """Who is in quarantine; some are let go where too few devices would be left for a round."""
+        here = [m.name for m in fleet.members.values() if m.node not in busy]
+        number = self.round + 1
+        for name in self.reputation.release(here, self.config.round.min_replies, number):
+            Books(number, "", self.log, self.reputation, self.ledger).released(name)
+        return self.reputation.resting(number)
 
     def _this_round(self, members: Iterable[Member], busy: Iterable[Member] = ()) -> Round:
         return Round(
@@ -273,13 +281,12 @@ class Training:
         for good in goods:
             work.add(good)
         tally = work.tally
-        if self._too_few(tally.accepted, intake.refused):
-            self._abandoned += 1
-            if self.private is not None:
-                self.private.abandoned()
-            books.abandoned(tally.accepted, **self._spent())
-            return None
+        if self._too_few(tally.folded, intake.refused):
+            return self._given_up(books, tally.accepted)
         merged = work.merged()
+        if not all(bool(change.isfinite().all()) for change in merged.delta.values()):
+            books.remark("the merged change is not finite: nothing of it is kept")
+            return self._given_up(books, tally.accepted)
         if self.private is not None:
             self.private.published(tally.accepted, len(asked))
         this = self._this_round(one.member for one in asked)
@@ -306,6 +313,13 @@ class Training:
         told = {name: getattr(report, name) for name in RoundReport.__match_args__}
         self.log("round", **told, **self._spent())
         return report
+
+    def _given_up(self, books: Books, accepted: int) -> None:
+        """The round comes to nothing; the weights stay."""
+        self._abandoned += 1
+        if self.private is not None:
+            self.private.abandoned()
+        books.abandoned(accepted, **self._spent())
 
     def _fold(self, asked: Sequence[Asked]) -> Fold:
         if self.private is None:

@@ -62,9 +62,9 @@ def checked(expected: Expected, reply: TrainReply, values: Values | None) -> Fla
     return delta
 
 
-def capped_examples(examples: int, typical_examples: float, max_weight_share: float) -> float:
+def capped_examples(examples: int, typical_examples: float, max_examples_ratio: float) -> float:
     """How many examples count: no client has more than so many times the fleet's median."""
-    return min(float(examples), max_weight_share * typical_examples)
+    return min(float(examples), max_examples_ratio * typical_examples)
 
 
 def _check_header(expected: Expected, reply: TrainReply) -> None:

@@ -259,7 +259,7 @@ def test_a_resumed_run_has_the_state_that_was_written(tmp_path: Path) -> None:
         {"classes": {"phone": {}, "board": {}}},
         {"round": {"rounds": 99}},
         {"sampler": {"candidates": 1}},
-        {"round": {"max_weight_share": 2.0}},
+        {"round": {"max_examples_ratio": 2.0}},
         {"round": {"max_update_ratio": 2.0}},
     ],
 )

@@ -96,7 +96,7 @@ def test_an_unknown_key_is_named_with_a_suggestion(
         ({"round": {"rounds": "many"}}, ["round.rounds = 'many'"]),
         ({"round": {"rounds": 1.5}}, ["round.rounds = 1.5"]),
         ({"round": {"deadline_s": float("inf")}}, ["round.deadline_s = inf"]),
-        ({"round": {"max_weight_share": 1}}, ["round.max_weight_share = 1"]),
+        ({"round": {"max_examples_ratio": 1}}, ["round.max_examples_ratio = 1"]),
         ({"recipe": {"lr": 0}}, ["recipe.lr = 0"]),
         ({"recipe": {"lr": float("nan")}}, ["recipe.lr = nan"]),
         ({"recipe": {"optimizer": "lion"}}, ["recipe.optimizer = 'lion'", "sgd", "adam"]),

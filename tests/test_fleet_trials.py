@@ -39,6 +39,18 @@ def test_only_liars_lie_and_a_replay_is_the_first_update_again() -> None:
         assert replayed.values.tolist() == [0, 0]
 
 
+def test_old_values_come_under_a_fresh_header() -> None:
+    body: Any = object()
+    liars = Liars("old values", frozenset({1}))
+    for turn in range(3):
+        sent = np.full(2, 10.0 * turn, np.float32)
+        header: Any = object()
+        found = liars(Request(1, body, sent), Answer(1, header, sent + 1 + turn))
+        assert found.body is header
+        assert found.values is not None
+        assert (found.values - sent).tolist() == [1, 1]
+
+
 @given(
     st.lists(st.integers(0, 4), min_size=50, max_size=300).map(np.array),
     st.floats(1, 30),

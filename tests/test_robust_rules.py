@@ -18,6 +18,7 @@ from fedofa.server.aggregation.spool import Spool
 from fedofa.server.aggregation.update import Fold, Update
 from fedofa.server.config import parse_config
 from fedofa.supernet.errors import UsageError
+from fedofa.supernet.weights import Shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from updates import SHAPES, agree, dense, folded, lying, mean_of, updates, whole
@@ -209,9 +210,35 @@ def test_clipping_bounds_an_update_by_the_fleets_median() -> None:
     first = folded(rule, found)  # the median is 2.5, the bound 5
     assert first.delta["v"].tolist() == pytest.approx([(1 + 2 + 3 + 5) / 4] * 6)
     assert first.suspects == {"c3": "norm"}
-    assert first.memory["sizes"] == pytest.approx([1, 2, 3, 5])
-    second = Clipping(OverlapMean(SHAPES), SHAPES, 2.0, first.memory["sizes"])
-    assert folded(second, found).memory["sizes"][4:] == pytest.approx([1, 2, 3, 5])
+    assert first.counted == {"c3": pytest.approx(5 / 90)}
+    assert first.memory["median_sizes"] == pytest.approx([2.5])
+    second = Clipping(OverlapMean(SHAPES), SHAPES, 2.0, first.memory["median_sizes"])
+    assert folded(second, found).memory["median_sizes"] == pytest.approx([2.5, 2.5])
+
+
+def test_names_give_no_say_in_the_bound() -> None:
+    """Liars that are folded last, and change nothing, cannot bring the bound down."""
+    medians: list[float] = []
+    for _ in range(4):
+        rule = Clipping(OverlapMean(SHAPES), SHAPES, 2.0, medians)
+        for k in range(220):
+            rule.add(whole(f"a{k}", {"v": np.full(6, 1.0)}))
+        for k in range(210):
+            rule.add(whole(f"z{k}", {"v": np.full(6, 1e-9)}))
+        found = rule.result()
+        medians = list(found.memory["median_sizes"])
+        assert found.suspects == {}
+    assert medians == pytest.approx([1.0] * 4)
+
+
+def test_a_round_in_which_nothing_changed_sets_no_bound() -> None:
+    still = [whole(f"c{k}", {"v": np.zeros(6)}) for k in range(3)]
+    moved = [whole(f"c{k}", {"v": np.full(6, 1.0)}) for k in range(3)]
+    first = folded(Clipping(OverlapMean(SHAPES), SHAPES, 2.0, ()), [*still, moved[0]])
+    assert first.memory["median_sizes"] == []
+    assert first.suspects == {}
+    rule = Clipping(OverlapMean(SHAPES), SHAPES, 2.0, [1.0])
+    assert folded(rule, still).memory["median_sizes"] == [1.0]
 
 
 @given(updates(least=3), st.integers(0, 2), st.floats(10, 1e6))
@@ -221,11 +248,12 @@ def test_a_minority_cannot_lift_the_bound(found: list[Update], liar: int, by: fl
     honest = [u for k, u in enumerate(found) if k != liar]
     loud = [replace(u, delta=u.delta * np.float32(by)) if k == liar else u
             for k, u in enumerate(found)]  # fmt: skip
-    sizes: list[float] = []
+    medians: list[float] = []
     for _ in range(5):
-        merged = folded(Clipping(OverlapMean(SHAPES), SHAPES, 1.0, sizes), loud)
-        sizes = list(merged.memory["sizes"])
-    assert max(sizes) <= max(size_of_change(u) for u in honest) * (1 + 1e-6)
+        merged = folded(Clipping(OverlapMean(SHAPES), SHAPES, 1.0, medians), loud)
+        medians = list(merged.memory["median_sizes"])
+    most = max(size_of_change(u) for u in honest)
+    assert max(medians, default=0.0) <= most * (1 + 1e-6)
 
 
 def test_krum_leaves_out_liars_and_says_whom() -> None:
@@ -237,9 +265,37 @@ def test_krum_leaves_out_liars_and_says_whom() -> None:
     assert found.suspects == {"l0": "krum", "l1": "krum"}
     assert float((found.delta["w"] - 1).abs().max()) < 0.3
     alone = folded(Krum(SHAPES, 2, 1), [*liars, *honest, part])
-    assert alone.suspects == {}
+    # Two that stand far away, and those that `keep` = 1 leaves out.
+    assert list(alone.counted.values()) == [0.0] * 8
     few = folded(Krum(SHAPES, 2, None), honest[:4])
     assert few.notes == ("4 updates: only 0 of 2 liars are tolerated",)
+
+
+def test_who_is_left_out_without_being_far_away_is_not_suspected() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        honest = [whole(f"h{k}", {"w": rng.normal(size=(5, 4))}) for k in range(7)]
+        found = folded(Krum(SHAPES, 2, None), honest)
+        assert found.suspects == {}
+        assert list(found.counted.values()) == [0.0, 0.0]
+
+
+def test_krum_never_keeps_as_many_as_may_lie() -> None:
+    honest = [whole(f"h{k}", {"w": np.full((5, 4), 1 + 0.01 * k)}) for k in range(4)]
+    liar = whole("liar", {"w": np.full((5, 4), -1000.0)})
+    found = folded(Krum(SHAPES, 1, 5), [*honest, liar])
+    assert found.suspects == {"liar": "krum"}
+    assert float((found.delta["w"] - 1).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("rule", [OverlapMean, lambda s: TrimmedMean(s, 0.2), Median,
+                                  lambda s: Krum(s, 1, None)])  # fmt: skip
+def test_weights_too_small_for_float32_give_no_nan(rule: Callable[[Shapes], Fold]) -> None:
+    found = folded(
+        rule(SHAPES), [whole(f"c{k}", {"v": np.full(6, 1.0)}, weight=1e-60) for k in range(5)]
+    )
+    assert bool(found.delta["v"].isfinite().all())
+    assert 0 <= float(found.delta["v"].max()) <= 1
 
 
 def test_krums_scores_are_sums_of_distances_to_the_nearest() -> None:

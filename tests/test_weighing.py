@@ -2,14 +2,17 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 from fedofa.protos.messages import DeviceProfile, MessageError
 from fedofa.server.aggregation.weighing import (
     LEAST_EFFECTIVE,
     Holder,
+    Weighed,
     by_discrepancy,
     by_examples,
+    capped,
     discrepancy,
 )
 from fedofa.server.reputation import Reputation, ReputationConfig
@@ -109,3 +112,48 @@ def test_with_no_limit_nobody_rests_and_a_limit_out_of_reach_is_refused() -> Non
     assert all(reputation.strike("a", r, "norm") is None for r in range(1, 30))
     with pytest.raises(ValidationError, match="cannot come together"):
         ReputationConfig(strikes=6, window=5)
+
+
+WEIGHTS = st.lists(st.floats(0, 1e9), min_size=3, max_size=30).filter(lambda w: sum(w) > 0)
+
+
+@given(WEIGHTS, st.floats(0.01, 1))
+def test_nobody_has_more_than_the_largest_share(weights: list[float], most: float) -> None:
+    named = {f"c{k}": w for k, w in enumerate(weights)}
+    found = capped(Weighed(named), most).weights
+    total = sum(weights)
+    assert sum(found.values()) == pytest.approx(total)
+    assert max(found.values()) <= max(most, 1 / len(weights)) * total * (1 + 1e-9)
+    # Whoever weighed more before does not weigh less now.
+    order = sorted(named, key=lambda name: named[name])
+    assert all(found[a] <= found[b] * (1 + 1e-9) for a, b in pairwise(order))
+
+
+def test_a_device_that_claims_everything_has_half() -> None:
+    named = {"liar": 1e9, **{f"c{k}": 100.0 for k in range(19)}}
+    found = capped(Weighed(named), 0.5).weights
+    assert found["liar"] == pytest.approx(sum(named.values()) / 2)
+    assert len({found[f"c{k}"] for k in range(19)}) == 1
+    pair = Weighed({"a": 9.0, "b": 1.0})
+    assert capped(pair, 0.5) is pair
+
+
+@pytest.mark.parametrize("count", [10, 100, 1000])
+def test_a_large_fleets_weights_still_follow_examples(count: int) -> None:
+    """What ten times the examples are worth does not hang on how many others there are."""
+    holders = [Holder(f"c{k}", 100.0 if k % 2 else 1000.0, [10, 10, 10]) for k in range(count)]
+    found = by_discrepancy(holders, 0.5, 0.1).weights
+    assert found["c0"] / found["c1"] > 2
+
+
+def test_quarantine_does_not_end_a_run() -> None:
+    config = ReputationConfig(strikes=1, quarantine_rounds=5)
+    reputation = Reputation(config)
+    for round_, name in enumerate("abc", start=1):
+        reputation.strike(name, round_, "norm")
+    fleet = {*"abcde"}
+    assert reputation.release(fleet, 2, 4) == []
+    assert reputation.release(fleet, 4, 4) == ["a", "b"]  # those soonest due
+    assert reputation.resting(4) == {"c"}
+    assert reputation.release(fleet, 9, 4) == []  # it would not help
+    assert reputation.resting(4) == {"c"}

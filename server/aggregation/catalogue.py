@@ -23,6 +23,13 @@ ONLY = {
     "disco_b": ("weights", "disco"),
 }
 """Fields that only one value of another field uses."""
+USED_BY = {
+    "weights": ("mean", "trimmed_mean", "krum"),
+    "size_power": ("mean", "trimmed_mean", "krum"),
+    "accumulate": ("mean",),
+    "low_bits": ("mean",),
+}
+"""Fields that some rules leave unread: who gives one there expects what will not happen."""
 TRIM, DISCO_A, DISCO_B = 0.2, 0.5, 0.1
 
 
@@ -48,7 +55,7 @@ class AggregationConfig(BaseModel):
     weights: Literal["examples", "uniform", "disco"] = "examples"
     disco_a: float | None = Field(None, ge=0)
     disco_b: float | None = Field(None, ge=0)
-    size_power: float = Field(0.0, ge=0)
+    size_power: float = Field(0.0, ge=0, le=4)
     low_bits: int = Field(4, ge=0, le=32)
     accumulate: Literal["float32", "float64"] = "float32"
 
@@ -65,6 +72,17 @@ class AggregationConfig(BaseModel):
             raise ValueError("aggregation.liars is needed with rule = krum: how many may lie")
         return self
 
+    @model_validator(mode="after")
+    def _rule_uses_its_fields(self) -> Self:
+        for name, rules in USED_BY.items():
+            given, default = getattr(self, name), type(self).model_fields[name].default
+            if given != default and self.rule not in rules:
+                raise ValueError(
+                    f"aggregation.{name} = {given} does nothing with rule = "
+                    f"{self.rule}; it is used with {', '.join(rules)}"
+                )
+        return self
+
     def needs(self) -> int:
         """How many updates a round must have for the rule's claim to hold."""
         return least_updates(self.liars or 0) if self.rule == "krum" else 1
@@ -74,7 +92,7 @@ class AggregationConfig(BaseModel):
         rule = self._rule(shapes)
         if self.clip is None:
             return rule
-        return Clipping(rule, shapes, self.clip, memory.get("sizes", ()))
+        return Clipping(rule, shapes, self.clip, memory.get("median_sizes", ()))
 
     def weigh(self, holders: Sequence[Holder]) -> Weighed:
         """The weight of each client of a round."""

@@ -5,6 +5,9 @@ squared distances to the n - f - 2 nearest others; the n - f best are merged by 
 (`keep` = 1 is Krum itself). It asks for n ≥ 2f + 3. Deviation: regions are unequal, so two updates
 are compared on the values that both have, by the mean square of their difference there. A value
 that only rejected clients trained keeps what it was.
+
+Somebody is left out in every round, whether anybody lies or not. That alone is no suspicion: a client
+is suspected whose score is more than `SUSPECT_RATIO` times the median score of those that were kept.
 """
 
 import numpy as np
@@ -15,6 +18,9 @@ from .overlap_mean import OverlapMean
 from .spool import Spool
 from .update import Merged, Update
 
+SUSPECT_RATIO = 4.0
+"""Scores are squared distances: twice as far from its neighbours as the typical client is."""
+
 
 def least_updates(liars: int) -> int:
     """How many updates Krum needs to tolerate so many liars."""
@@ -22,7 +28,7 @@ def least_updates(liars: int) -> int:
 
 
 class Krum:
-    """Multi-Krum against `liars` liars; keeps `keep` updates, or all but as many as may lie."""
+    """Multi-Krum against `liars` liars; keeps `keep` updates, at most all but as many as may lie."""
 
     def __init__(self, shapes: Shapes, liars: int, keep: int | None) -> None:
         self._shapes, self._liars, self._keep = dict(shapes), liars, keep
@@ -33,7 +39,7 @@ class Krum:
         self._spool.add(update)
 
     def result(self) -> Merged:
-        """The mean of the chosen updates; the others are suspects.
+        """The mean of the chosen updates; of the others, those that are far away are suspects.
 
         With too few updates for the claim as many liars as can be are tolerated, and a note says so.
         """
@@ -42,22 +48,27 @@ class Krum:
         liars = max(0, min(self._liars, (count - 3) // 2))
         if liars < self._liars:
             notes = (f"{count} updates: only {liars} of {self._liars} liars are tolerated",)
-        keep = min(self._keep or count - liars, count)
+        keep = min(self._keep or count, max(count - liars, 1))
         # In the order of names, so that equal scores do not hang on who came first.
         named = sorted(range(count), key=lambda place: self._spool.light()[place].device)
-        order = np.argsort(scores(self._distances(named), liars), kind="stable")
+        score_k = scores(self._distances(named), liars)
+        order = np.argsort(score_k, kind="stable")
         chosen = frozenset(named[place] for place in order[:keep])
-        mean, suspects = OverlapMean(self._shapes), {}
+        far = SUSPECT_RATIO * float(np.median(score_k[order[:keep]])) if count else 0.0
+        suspects = {
+            self._spool.light()[named[place]].device: "krum"
+            for place in order[keep:]
+            if score_k[place] > far
+        }
+        mean, counted = OverlapMean(self._shapes), {}
         for place, update in enumerate(self._spool.updates()):
             if place in chosen:
                 mean.add(update)
             else:
-                suspects[update.device] = "krum"
+                counted[update.device] = 0.0
         self._spool.close()
         merged = mean.result()
-        # Who is left out by `keep` alone is not suspected of anything.
-        left_out = suspects if self._keep is None else {}
-        return Merged(merged.delta, merged.trained, left_out, notes)
+        return Merged(merged.delta, merged.trained, suspects, notes, counted=counted)
 
     def _distances(self, order: list[int]) -> NDArray[np.float64]:
         """Mean square difference of each pair over the values that both have, (K, K)."""

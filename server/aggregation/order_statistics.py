@@ -68,8 +68,9 @@ class Median:
 def _weighted_mean(v_kb: Values, weight_k: Any, low_b: Values, high_b: Values) -> Values:
     kept_kb = (v_kb >= low_b) & (v_kb <= high_b)
     total_b = weight_k @ np.where(kept_kb, v_kb, np.float32(0))
+    of_b = np.maximum(weight_k @ kept_kb.astype(np.float32), np.finfo(np.float32).tiny)
     # Rounding must not carry the mean beyond the values that it is made of.
-    mean_b: Values = np.clip(total_b / (weight_k @ kept_kb.astype(np.float32)), low_b, high_b)
+    mean_b: Values = np.clip(total_b / of_b, low_b, high_b)
     return mean_b
 
 
@@ -81,7 +82,9 @@ def _middle(v_kb: Values, weight_k: Any, low_b: Values, high_b: Values) -> Value
 def _merged(spool: Spool, shapes: Shapes, dropped_n: NDArray[np.int64], combine: Combine) -> Merged:
     """`dropped_n[n]`: how many of n holders' lowest and highest values are left out."""
     light = spool.light()
-    weight_k = np.asarray([update.weight for update in light], np.float32)
+    # Of the largest: so small a weight that float32 does not hold it would divide 0 by 0.
+    most = max((update.weight for update in light), default=1.0)
+    weight_k = np.asarray([update.weight / most for update in light], np.float32)
     delta: Weights = {}
     masks: dict[str, Tensor] = {}
     cut, judged = np.zeros(len(light)), np.zeros(len(light))

@@ -126,7 +126,7 @@ class OverlapMean:
             counts = found.counts(total)
             if isinstance(counts, float):
                 trained[name] = True
-                total.div_(counts)
+                total.div_(max(counts, torch.finfo(total.dtype).tiny))
             else:
                 trained[name] = counts > 0
                 total.div_(counts.clamp_(min=torch.finfo(counts.dtype).tiny))

@@ -35,7 +35,8 @@ class Merged:
     `delta` holds the tensors that somebody trained, in full shape; `trained` says of every shared
     tensor which of its values were: a mask, or all, or none. A value that was not has no change.
     `notes` are a rule's remarks, in words; `suspects` devices whose updates it left out or cut, with
-    a reason code. `memory` is what the rule must be told in the next round, JSON values.
+    a reason code. `memory` is what the rule must be told in the next round, JSON values. `counted`
+    says of devices whose updates count less than their weight which share of it does, 0 to 1.
     """
 
     delta: Weights
@@ -43,6 +44,7 @@ class Merged:
     suspects: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     memory: Mapping[str, Any] = field(default_factory=dict)
+    counted: Mapping[str, float] = field(default_factory=dict)
 
 
 class Fold(Protocol):

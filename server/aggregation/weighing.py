@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 LEAST_EFFECTIVE = 0.3
+PAPERS_PARTICIPANTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,13 @@ def uniform(holders: Sequence[Holder]) -> Weighed:
 
 
 def by_discrepancy(holders: Sequence[Holder], a: float, b: float) -> Weighed:
-    """FedDisco's weights; with a = b = 0 the number of examples."""
+    """FedDisco's weights; with a = b = 0 the number of examples.
+
+    Shares of n and d shrink as more take part, and b does not: beyond ten participants, of how many its
+    value is, it is b · 10 / participants. Left as it is it would make the weights of a large fleet
+    uniform.
+    """
+    b = b * min(1.0, PAPERS_PARTICIPANTS / len(holders))
     total = sum(holder.examples for holder in holders)
     found = {h.name: discrepancy(h.labels) for h in holders if h.labels is not None}
     if not found:
@@ -66,6 +73,32 @@ def by_discrepancy(holders: Sequence[Holder], a: float, b: float) -> Weighed:
         note = f"{effective:.1f} of {len(holders)} clients had all the weight: by examples"
         return Weighed(by_examples(holders).weights, note)
     return Weighed({name: total * value / share for name, value in raw.items()})
+
+
+def capped(weighed: Weighed, most: float) -> Weighed:
+    """The same, with no weight above the share `most` of their sum, which stays the same.
+
+    What a client has above it is spread over the others in proportion to their weights. Fewer than
+    three clients keep what they have; where the share is too small for their number, all weigh alike.
+    """
+    weights, count = dict(weighed.weights), len(weighed.weights)
+    total = sum(weights.values())
+    if count < 3 or total <= 0 or max(weights.values()) <= most * total:
+        return weighed
+    if most * count <= 1:
+        return Weighed(dict.fromkeys(weights, total / count), weighed.note)
+    bound, at_bound = most * total, set[str]()
+    while over := {name for name, w in weights.items() if w > bound and name not in at_bound}:
+        at_bound |= over
+        rest = sum(w for name, w in weighed.weights.items() if name not in at_bound)
+        if rest <= 0:  # the others have no weight of their own
+            spread = (total - bound * len(at_bound)) / (count - len(at_bound))
+            return Weighed({n: bound if n in at_bound else spread for n in weights}, weighed.note)
+        grown = (total - bound * len(at_bound)) / rest
+        weights = {
+            name: bound if name in at_bound else grown * w for name, w in weighed.weights.items()
+        }
+    return Weighed(weights, weighed.note)
 
 
 def discrepancy(labels: Sequence[int]) -> float:
