@@ -4,8 +4,10 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from ..supernet.axes import Weights
 from ..supernet.errors import ArtifactError
 from ..supernet.weights import load, save
 
+CHECKPOINTS = "checkpoints"
+"""A run's folder of them."""
 STATE, DRAFT = "state.json", ".draft-"
 PARTS = ("weights", "optimizer", "ages")
 
@@ -27,6 +31,11 @@ class Checkpoint:
     optimizer: Weights
     ages: dict[str, Tensor]
     notes: dict[str, object]
+
+    def noted(self, part: str) -> Mapping[str, Any]:
+        """One of the notes that are tables; empty where there is none."""
+        notes = self.notes.get(part, {})
+        return notes if isinstance(notes, dict) else {}
 
 
 class CheckpointStore:

@@ -26,6 +26,9 @@ ThenSpecialize = Annotated[bool, typer.Option("--specialize", help="Specialize t
 ThenEvaluate = Annotated[
     bool, typer.Option("--evaluate", help="Measure each class's best subnet too, after it.")
 ]
+Branch = Annotated[
+    str | None, typer.Option(help="One branch of a run that has some; else all in turn.")
+]
 Seed = Annotated[int | None, typer.Option(help="Replace the configuration's seed.")]
 PublicKeyFile = Annotated[
     Path | None, typer.Option("--key", help="Public key (PEM); else ledger.pub beside the ledger.")
@@ -103,24 +106,30 @@ def run(
 
 @app.command()
 def specialize(
-    config: Config = DEFAULT_CONFIG, state: State = DEFAULT_STATE, as_json: Json = False
+    config: Config = DEFAULT_CONFIG,
+    state: State = DEFAULT_STATE,
+    branch: Branch = None,
+    as_json: Json = False,
 ) -> None:
     """Search, export, verify and publish the best model for each device class."""
     from .operate import follow_job, results, specialize_job
 
-    job = specialize_job(state, _config(config, None))
+    job = specialize_job(state, _config(config, None), branch)
     _shown(lambda show: follow_job(state, job, show), as_json)
     _print(results(job), as_json)
 
 
 @app.command()
 def evaluate(
-    config: Config = DEFAULT_CONFIG, state: State = DEFAULT_STATE, as_json: Json = False
+    config: Config = DEFAULT_CONFIG,
+    state: State = DEFAULT_STATE,
+    branch: Branch = None,
+    as_json: Json = False,
 ) -> None:
     """Search the best subnet for each device class and measure it on the devices; export nothing."""
     from .operate import evaluate_job, follow_job, outcome
 
-    job = evaluate_job(state, _config(config, None))
+    job = evaluate_job(state, _config(config, None), branch)
     found = _shown(lambda show: follow_job(state, job, show), as_json)
     _print(outcome(job, found), as_json)
 
@@ -154,6 +163,18 @@ def privacy(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     if loaded.privacy is None:
         raise UsageError(f"config {config} has no [privacy] table; see docs/privacy.md")
     _print(promise(loaded, loaded.privacy), as_json)
+
+
+@app.command()
+def branches(
+    config: Config = DEFAULT_CONFIG, state: State = DEFAULT_STATE, as_json: Json = False
+) -> None:
+    """How a run with branches divides its work: its coalitions, or its copies' configurations."""
+    from .branches.trained import explained
+    from .operate import run_folder
+
+    loaded = _config(config, None)
+    _print(explained(run_folder(state, loaded), loaded), as_json)
 
 
 @app.command()

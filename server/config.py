@@ -24,6 +24,7 @@ from ..supernet.errors import UsageError
 from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
 from ..supernet.space import Space
 from .aggregation.catalogue import AggregationConfig
+from .branches.config import BranchesConfig
 from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
 from .privacy import demands
@@ -84,12 +85,16 @@ class ExportConfig(_Section):
 
 
 class SimulationConfig(_Section):
-    """The clients of `fedofa simulate`: how many of each class, and where their data come from."""
+    """The clients of `fedofa simulate`: how many of each class, and where their data come from.
+
+    `profile` is a profile file for all of them, as a device has one.
+    """
 
     data: str = "fedofa.client.datasets:digits"
     data_root: str | None = None
     arguments: dict[str, str | int | float] = Field(default_factory=dict)
     clients: dict[str, int] = Field(default_factory=dict)
+    profile: str | None = None
 
 
 class CodecSection(CodecConfig):
@@ -128,6 +133,7 @@ class RunConfig(_Section):
     codec: CodecSection | None = None
     share: ShareConfig = ShareConfig()
     privacy: PrivacyConfig | None = None
+    branches: BranchesConfig | None = None
     classes: dict[ClassName, ClassConfig]
     search: SearchConfig = SearchConfig()
     export: ExportConfig = ExportConfig()
@@ -173,6 +179,8 @@ class RunConfig(_Section):
                 f"{self.aggregation.rule} against {self.aggregation.liars} liars needs at least "
                 f"{self.aggregation.needs()} updates a round; raise it, or lower aggregation.liars"
             )
+        if self.branches is not None:
+            self.branches.check(self, space)
         if self.privacy is not None:
             demands.check(self, self.privacy)
         for name, bounds in self.classes.items():

@@ -2,14 +2,16 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
 class EventLog:
     """Appends events to a file; each is a JSON object with `event` and `time`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, always: Mapping[str, object] | None = None) -> None:
+        """`always` are fields of every event."""
+        self._always = dict(always or {})
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         if path.exists() and not path.read_bytes().endswith(b"\n"):
@@ -18,9 +20,13 @@ class EventLog:
 
     def __call__(self, event: str, **fields: object) -> None:
         """Write one event; whole lines only, so that a reader never sees half of one."""
-        line = json.dumps({"event": event, "time": time.time(), **fields})
+        line = json.dumps({"event": event, "time": time.time(), **self._always, **fields})
         with self._path.open("a") as file:
             file.write(line + "\n")
+
+    def tagged(self, **always: object) -> "EventLog":
+        """The same log, with these fields in every event."""
+        return EventLog(self._path, {**self._always, **always})
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, object], int]]:

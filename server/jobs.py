@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,21 +12,22 @@ from flwr.serverapp import Grid
 
 from ..protos import durable
 from ..supernet.errors import FedofaError, RunError, UsageError
-from ..supernet.weights import digest
+from ..supernet.space import Space
 from .accuracies import Accuracies
-from .checkpoint import Checkpoint, CheckpointStore
+from .branches.trained import Trained, chosen, trained
+from .branches.training import BranchedTraining
+from .checkpoint import CHECKPOINTS, CheckpointStore
 from .config import RunConfig, parse_config
 from .events import EventLog
 from .exchange import Exchange
 from .fleet import Roll
 from .ledger import Ledger
-from .privacy.statement import statement
 from .specialization import Specialization
 from .strategy import SupernetStrategy
 from .training import Training
 
 JOB_KEY = "fedofa-job"
-EVENTS, CHECKPOINTS, JOB, LOCK = "events.jsonl", "checkpoints", "job.json", "job.lock"
+EVENTS, JOB, LOCK = "events.jsonl", "job.json", "job.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Job:
     """Train a supernet, or evaluate or specialize a trained one; everything is in one run folder.
 
     A `train` job with `evaluate` evaluates too when training is done, one with a registry specializes.
+    Of a run with branches, evaluating and specializing are about `branch`, or all in turn.
     """
 
     kind: Literal["train", "evaluate", "specialize"]
@@ -43,6 +45,7 @@ class Job:
     registry: str | None = None
     events: str = EVENTS
     evaluate: bool = False
+    branch: str | None = None
 
     def write(self) -> Path:
         """Put the job into its folder, in a file of its own, which the ServerApp reads."""
@@ -82,9 +85,29 @@ def _run(job: Job, exchange: Exchange, log: EventLog) -> None:
     if job.kind == "train":
         train(job, config, roll, log)
     if job.kind == "evaluate" or job.evaluate:
-        evaluate(job, config, roll, log)
+        _each(job, config, log, lambda found: evaluate(found, roll, log))
     if job.kind == "specialize" or job.registry is not None:
-        specialize(job, config, roll, log)
+        _each(job, config, log, lambda found: specialize(job, found, roll, log))
+
+
+def _each(job: Job, config: RunConfig, log: EventLog, work: Callable[[Trained], None]) -> None:
+    """Do the work with the run's supernet, or with each branch's: one that fails leaves the others.
+
+    RunError where every branch failed.
+    """
+    folder, reasons = Path(job.folder), dict[str, str]()
+    branches = chosen(folder, job.branch)
+    for branch in branches:
+        try:
+            work(trained(folder, config, branch))
+        except FedofaError as error:
+            if branch is None or len(branches) == 1:
+                raise
+            reasons[branch] = str(error)
+            log("branch_failed", branch=branch, reason=str(error))
+    if len(reasons) == len(branches):
+        name, reason = next(iter(reasons.items()))
+        raise RunError(f"nothing could be done in any branch; {name}: {reason}")
 
 
 @contextmanager
@@ -129,50 +152,43 @@ def refuse_busy(folder: Path) -> None:
             pass
 
 
-def train(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> Training:
+def train(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> None:
     """Train the supernet, from the start or from the newest checkpoint."""
-    store = CheckpointStore(Path(job.folder) / CHECKPOINTS, config.round.keep_checkpoints)
-    ledger = Ledger.open(Path(job.folder), config.name)
-    training = Training(config, roll.space, store, log, ledger)
+    training = _supernets(Path(job.folder), config, roll.space, log)
     if not (job.resume and training.resume()):
         training.begin()
     log("started", job="train", rounds=config.round.rounds, done=training.round)
     SupernetStrategy(training, roll, roll.exchange, log).start(roll.exchange.grid)
-    log(
-        "finished",
-        job="train",
-        rounds=training.round,
-        weights=digest(training.weights),
-        ledger=ledger.head,
-        **({} if training.private is None else {"privacy": statement(training.private)}),
-    )
-    return training
+    log("finished", job="train", rounds=training.round, **training.told())
 
 
-def _trained(job: Job) -> Checkpoint:
-    found = CheckpointStore(Path(job.folder) / CHECKPOINTS).latest()
-    if found is None:
-        raise UsageError(f"run folder {job.folder} holds no trained supernet; fedofa run first")
-    return found
+def _supernets(
+    folder: Path, config: RunConfig, space: Space, log: EventLog
+) -> Training | BranchedTraining:
+    if config.branches is not None:
+        return BranchedTraining(config, config.branches, space, folder, log)
+    store = CheckpointStore(folder / CHECKPOINTS, config.round.keep_checkpoints)
+    return Training(config, space, store, log, Ledger.open(folder, config.name))
 
 
-def evaluate(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> None:
+def evaluate(found: Trained, roll: Roll, log: EventLog) -> None:
     """What each class's best subnet of the newest checkpoint scores on the devices."""
-    found = _trained(job)
-    log("started", job="evaluate", classes=list(config.classes), round=found.round)
-    work = Accuracies(config, roll.space, found, roll.exchange, roll.gather(), log)
-    results = work.run(Path(job.folder))
+    newest = found.checkpoint
+    log("started", job="evaluate", classes=list(found.config.classes), round=newest.round)
+    config, fleet = found.of_fleet(roll.gather(), log)
+    work = Accuracies(config, roll.space, newest, roll.exchange, fleet, log)
+    results = work.run(found.folder)
     log("finished", job="evaluate", measured=[r.choice.device_class for r in results])
 
 
-def specialize(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> None:
+def specialize(job: Job, found: Trained, roll: Roll, log: EventLog) -> None:
     """Search, export, verify and publish each class's model from the newest checkpoint."""
-    found = _trained(job)
-    config.share.plan(roll.space).in_round(found.round + 1).refuse_export()
+    newest = found.checkpoint
+    found.config.share.plan(roll.space).in_round(newest.round + 1).refuse_export()
     if job.registry is None:
         raise RunError("job specialize: no registry was given")
-    log("started", job="specialize", classes=list(config.classes), round=found.round)
-    fleet = roll.gather()
-    work = Specialization(config, roll.space, found.weights, roll.exchange, fleet, log)
-    results = work.run(Path(job.folder), Path(job.registry))
+    log("started", job="specialize", classes=list(found.config.classes), round=newest.round)
+    config, fleet = found.of_fleet(roll.gather(), log)
+    work = Specialization(config, roll.space, newest.weights, roll.exchange, fleet, log)
+    results = work.run(found.folder, Path(job.registry), found.channel)
     log("finished", job="specialize", published=[r.device_class for r in results])

@@ -9,6 +9,8 @@ from typing import Any
 
 from ..supernet.errors import RunError, UsageError
 from .accuracies import ACCURACIES
+from .branches.places import branch_folder
+from .branches.trained import chosen
 from .config import RunConfig
 from .jobs import EVENTS, JOB_KEY, Job, prepare, refuse_busy
 from .progress import Event, Tail, following
@@ -49,10 +51,22 @@ def train_job(
     )
 
 
-def evaluate_job(state: Path, config: RunConfig) -> Job:
-    """The job of `fedofa evaluate`."""
+def evaluate_job(state: Path, config: RunConfig, branch: str | None = None) -> Job:
+    """The job of `fedofa evaluate`: of one branch, or of all; UsageError for one there is not."""
     folder = _trained_folder(state, config)
-    return Job("evaluate", str(folder), config.model_dump(mode="json"), events=EVALUATE_EVENTS)
+    _check_branch(folder, branch)
+    return Job(
+        "evaluate",
+        str(folder),
+        config.model_dump(mode="json"),
+        events=EVALUATE_EVENTS,
+        branch=branch,
+    )
+
+
+def _check_branch(folder: Path, branch: str | None) -> None:
+    if branch is not None:
+        chosen(folder, branch)
 
 
 def _trained_folder(state: Path, config: RunConfig) -> Path:
@@ -63,16 +77,21 @@ def _trained_folder(state: Path, config: RunConfig) -> Path:
     return folder
 
 
-def specialize_job(state: Path, config: RunConfig) -> Job:
-    """The job of `fedofa specialize`; UsageError where the run's models cannot be exported."""
+def specialize_job(state: Path, config: RunConfig, branch: str | None = None) -> Job:
+    """The job of `fedofa specialize`: of one branch, or of all.
+
+    UsageError for a branch there is not, and where the run's models cannot be exported.
+    """
     _refuse_export(config)
     folder = _trained_folder(state, config)
+    _check_branch(folder, branch)
     return Job(
         "specialize",
         str(folder),
         config.model_dump(mode="json"),
         registry=_registry(state),
         events=SPECIALIZE_EVENTS,
+        branch=branch,
     )
 
 
@@ -140,10 +159,16 @@ def simulate_job(job: Job, backend: str, show: Callable[[Event], None]) -> dict[
     return _finished(tail)
 
 
-def results(job: Job) -> list[dict[str, Any]]:
-    """What a specialize job published."""
-    found: list[dict[str, Any]] = json.loads((Path(job.folder) / RESULTS).read_text())
-    return found
+def results(job: Job, file: str = RESULTS) -> list[dict[str, Any]]:
+    """What a specialize job published, or another job found, with the branch where there are some."""
+    folder, rows = Path(job.folder), list[dict[str, Any]]()
+    for branch in chosen(folder, job.branch):
+        if branch is None:
+            return list(json.loads((folder / file).read_text()))
+        path = branch_folder(folder, branch) / file
+        found = json.loads(path.read_text()) if path.exists() else []  # one that failed has none
+        rows += [{"branch": branch, **row} for row in found]
+    return rows
 
 
 def outcome(job: Job, finished: dict[str, Any]) -> Any:
@@ -151,5 +176,5 @@ def outcome(job: Job, finished: dict[str, Any]) -> Any:
     if job.registry is not None:
         return results(job)
     if job.kind == "evaluate" or job.evaluate:
-        return json.loads((Path(job.folder) / ACCURACIES).read_text())
+        return results(job, ACCURACIES)
     return finished

@@ -105,7 +105,8 @@ class View:
 
     def _on_round(self, event: Event) -> None:
         spent = f"  ε {event['epsilon']:.2f}" if "epsilon" in event else ""
-        note = (
+        note = f"{event['branch']}  " if "branch" in event else ""
+        note += (
             f"loss {event['loss']:.3f}  {event['accepted']} updates  "
             f"coverage {event['coverage']:.0%}{spent}"
         )
@@ -113,6 +114,19 @@ class View:
             note += f"  {event['staleness']:.1f} versions old"
         total = self._progress.tasks[0].total if self._progress.tasks else event["round"]
         self.step("training", event["round"], int(total or event["round"]), note)
+
+    def _on_coalitions(self, event: Event) -> None:
+        for one in event["coalitions"]:
+            self.line(
+                f"  {one['branch']}: {len(one['devices'])} devices, {one['examples']} examples: "
+                + ", ".join(one["devices"])
+            )
+
+    def _on_device_placed(self, event: Event) -> None:
+        self.line(f"  {event['device']} joins {event['branch']}: {event['reason']}")
+
+    def _on_branch_failed(self, event: Event) -> None:
+        self.line(f"  {event['branch']}: {event['reason']}", "red")
 
     def _on_update_refused(self, event: Event) -> None:
         self.line(

@@ -43,6 +43,7 @@ def devices(config: RunConfig, folder: Path) -> list[Device]:
             name=f"{owner}-{number}",
             device_class=owner,
             source=DataSource(source.data, source.data_root, place, len(owners), source.arguments),
+            profile=source.profile,
             memory=str(folder / MEMORY / f"{owner}-{number}"),
         )
         for place, (owner, number) in enumerate(owners)

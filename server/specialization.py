@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..protos.depot import STABLE
 from ..protos.inference import Ranges
-from ..protos.manifest import FileEntry, FileKind
+from ..protos.manifest import FileEntry, FileKind, Manifest
 from ..protos.subnets import flat_statistics
 from ..specialize.export import FLOATS, FloatExport, Subnet, export_floats, preload, quantize
 from ..specialize.fork_server import Call, ForkServer
@@ -30,6 +32,7 @@ from .publication import Manifests, Verified
 from .registry import Registry
 from .specialized import Specialized, write_results
 
+Publish = Callable[[Manifest, Mapping[FileKind, Path]], Manifest]
 RESULTS = "specialized.json"
 MODELS = "models"
 STEPS = (
@@ -78,10 +81,11 @@ class Specialization:
         self._works: dict[str, _Work] = {}
         self._failed: dict[str, str] = {}
 
-    def run(self, folder: Path, registry_root: Path) -> list[Specialized]:
+    def run(self, folder: Path, registry_root: Path, channel: str = STABLE) -> list[Specialized]:
         """Search, export, quantize, verify, publish; RunError when no class could be published.
 
-        A class that fails keeps what an earlier run put into its folder.
+        The models are what the registry's `channel` then points at. A class that fails keeps what an
+        earlier run put into its folder.
         """
         folders = ModelFolders(folder / MODELS)
         folders.sweep()
@@ -93,7 +97,7 @@ class Specialization:
                 self._quantize(converters)
             self._verify()
             with Registry(registry_root) as registry:
-                results = self._publish(folders, registry)
+                results = self._publish(folders, partial(registry.publish, channel=channel))
         finally:
             for name in self._config.classes:
                 folders.discard(name)
@@ -203,24 +207,24 @@ class Specialization:
             kinds = [entry.kind for entry in work.entries]
             work.figures = dict(zip(kinds, found[place], strict=True))
 
-    def _publish(self, folders: ModelFolders, registry: Registry) -> list[Specialized]:
+    def _publish(self, folders: ModelFolders, publish: Publish) -> list[Specialized]:
         self._tell("publishing")
         results = []
         for name, work in list(self._works.items()):
             try:
-                results.append(self._published(name, work, folders, registry))
+                results.append(self._published(name, work, folders, publish))
             except (FedofaError, OSError) as error:
                 self._fail(name, error)
         return results
 
     def _published(
-        self, name: str, work: _Work, folders: ModelFolders, registry: Registry
+        self, name: str, work: _Work, folders: ModelFolders, publish: Publish
     ) -> Specialized:
         draft = self._manifests.draft(
             Verified(work.choice, work.subnet, work.folder, work.ranges, work.entries, work.figures)
         )
         paths = {entry.kind: work.folder / entry.name for entry in work.entries}
-        manifest = registry.publish(draft, paths)
+        manifest = publish(draft, paths)
         (work.folder / "manifest.json").write_bytes(manifest.to_json())
         path = folders.publish(name) / "manifest.json"
         self._log("published", device_class=name, model=manifest.model, version=manifest.version)

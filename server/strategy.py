@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from ..protos.messages import TrainReply
 from ..supernet.errors import RunError
+from .branches.training import BranchedTraining
 from .events import EventLog
 from .exchange import Exchange, to_answer, to_message
 from .fleet import Fleet, Roll
@@ -33,7 +34,13 @@ class SupernetStrategy(Strategy):
     code that drives a strategy by Flower's contract.
     """
 
-    def __init__(self, training: Training, roll: Roll, exchange: Exchange, log: EventLog) -> None:
+    def __init__(
+        self,
+        training: Training | BranchedTraining,
+        roll: Roll,
+        exchange: Exchange,
+        log: EventLog,
+    ) -> None:
         self._training, self._roll, self._exchange, self._log = training, roll, exchange, log
         self._assignments: Assignments = {}
         self._fleet: Fleet | None = None
@@ -63,9 +70,10 @@ class SupernetStrategy(Strategy):
         """
         self.summary()
         self._roll.gather()
-        if self._training.config.round.mode == "sync":
+        training = self._training
+        if isinstance(training, BranchedTraining) or training.config.round.mode == "sync":
             return self._rounds(self._round)
-        with closing(Versions(self._training, self._roll, self._exchange)) as versions:
+        with closing(Versions(training, self._roll, self._exchange)) as versions:
             return self._rounds(versions.next)
 
     def _round(self) -> RoundReport | None:

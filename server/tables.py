@@ -44,13 +44,22 @@ def _lines(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """The record's plain values; nested ones stay in the JSON form."""
     plain = (str, int, float, bool)
-    return {key: item for key, item in row.items() if isinstance(item, plain)} | {
-        f"{key}.{inner}": item[inner]
+    listed = {
+        key: ", ".join(_text(one) for one in item)
         for key, item in row.items()
-        if isinstance(item, Mapping)
-        for inner in ("macs", "params", "pytorch", "tflite_int8", "onnx_int8")
-        if inner in item and key in ("cost", "validation")
+        if isinstance(item, list) and all(isinstance(one, plain) for one in item)
     }
+    return (
+        {key: item for key, item in row.items() if isinstance(item, plain)}
+        | listed
+        | {
+            f"{key}.{inner}": item[inner]
+            for key, item in row.items()
+            if isinstance(item, Mapping)
+            for inner in ("macs", "params", "pytorch", "tflite_int8", "onnx_int8")
+            if inner in item and key in ("cost", "validation")
+        }
+    )
 
 
 def _text(item: Any) -> str:

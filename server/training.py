@@ -13,7 +13,6 @@ from ..supernet.space import Space, plain
 from ..supernet.weights import Flat, digest, gather, initial, shapes_of, size_of
 from .aggregation.update import Fold
 from .answers import all_good, first_good
-from .assignment import assign, assign_some, remember
 from .books import Books
 from .checkpoint import Checkpoint, CheckpointStore
 from .config import RunConfig
@@ -26,8 +25,9 @@ from .ledger import Ledger
 from .open_round import Assignments, OpenRound, Terms
 from .optimizer import ServerOptimizer
 from .privacy.rounds import PrivateRounds
-from .reputation import Reputation
-from .samplers.assigned import Assigned, Client, Round
+from .privacy.statement import statement
+from .samplers.assigned import Assigned
+from .selection import Selection
 from .shelf import Buffer, Shelf
 from .train_request import train_request
 
@@ -72,7 +72,8 @@ class RoundReport:
 class Training:
     """The state of one supernet training run; `round` is the last one that is done.
 
-    Without a ledger no record of contributions is kept.
+    Without a ledger no record of contributions is kept. Several that share a `selection` also share
+    the sampler's memory and the devices' strikes.
     """
 
     def __init__(
@@ -82,30 +83,33 @@ class Training:
         store: CheckpointStore,
         log: EventLog,
         ledger: Ledger | None = None,
+        selection: Selection | None = None,
     ) -> None:
         self.config, self.space, self.store, self.log = config, space, store, log
         self.ledger = ledger
+        self.selection = selection or Selection(config, space)
         self.round = 0
         self.weights = initial(space, config.seed)
         self.optimizer = ServerOptimizer(config.server, config.round.rounds)
         self.coverage = Coverage(layout(space))
-        self.reputation = Reputation(config.reputation)
         self.share = config.share.plan(space)
         self.private = (
             None
             if config.privacy is None
             else PrivateRounds(config.privacy, config.round.rounds, store.folder)
         )
-        self.memory: Mapping[str, Any] = {}
         self._rule_memory: Mapping[str, Any] = {}
-        self._abandoned = 0
         self._shapes = {name: tensor.shape for name, tensor in layout(space).items()}
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint; False when there is none."""
         found = self.store.latest()
-        if found is None:
-            return False
+        if found is not None:
+            self.restore(found)
+        return found is not None
+
+    def restore(self, found: Checkpoint) -> None:
+        """Go on from a checkpoint; RunError where it belongs to another configuration."""
         # What shaped the weights must be the same; how many rounds there will be may change.
         if found.notes.get("fingerprint") != self.fingerprint():
             raise RunError(
@@ -118,16 +122,14 @@ class Training:
             self.config.server, self.config.round.rounds, found.optimizer
         )
         self.coverage = Coverage(layout(self.space), found.ages)
-        self.memory = _noted(found, "sampler")
-        self._rule_memory = _noted(found, "aggregation")
-        self.reputation = Reputation(self.config.reputation, _noted(found, "reputation"))
+        self.selection.restore(found)
+        self._rule_memory = found.noted("aggregation")
         if self.private is not None:
-            self.private.resume(_noted(found, "privacy"), self.config.round.rounds)
+            self.private.resume(found.noted("privacy"), self.config.round.rounds)
         self.log("resumed", round=self.round, weights=digest(self.weights))
         if self.ledger is not None:
             head = found.notes.get("ledger")
             self.ledger.resumed(self.round, self._digest(), str(head) if head else None)
-        return True
 
     def begin(self) -> None:
         """Note that a fresh run begins."""
@@ -151,8 +153,9 @@ class Training:
             names.append("clients")
         if self.config.round.mode == "async":
             names += ["mode", "buffer", "staleness_power"]
-        if self.private is not None:
-            parts["privacy"] = dump["privacy"]
+        for name in ("privacy", "branches"):
+            if dump[name] is not None:
+                parts[name] = dump[name]
         rounds = {name: dump["round"][name] for name in names}
         return {**parts, "round": rounds, "space": plain(self.space.to_dict())}
 
@@ -173,42 +176,10 @@ class Training:
         """
         if self.private is not None:
             self.private.config.check_clients(len(fleet.members))
-        resting = self._resting(fleet, busy)
-        out = busy | {m.node for m in fleet.members.values() if m.name in resting}
-        free = [m for m in fleet.members.values() if m.node not in out]
-        this = self._this_round(free, [m for m in fleet.members.values() if m.node in out])
-        sampler, ages = self.config.sampler, self.coverage.ages
-        most = self.config.round.clients if most is None else most
-        if most is None:
-            chosen = assign(sampler, this, ages)
-        else:
-            chosen = assign_some(sampler, this, ages, most, self._abandoned)
-        return {m.node: (m, chosen[m.name]) for m in free if m.name in chosen}
-
-    def _resting(self, fleet: Fleet, busy: frozenset[int]) -> frozenset[str]:
-        """Who is in quarantine; some are let go where too few devices would be left for a round."""
-        here = [m.name for m in fleet.members.values() if m.node not in busy]
-        number = self.round + 1
-        for name in self.reputation.release(here, self.config.round.min_replies, number):
-            Books(number, "", self.log, self.reputation, self.ledger).released(name)
-        return self.reputation.resting(number)
-
-    def _this_round(self, members: Iterable[Member], busy: Iterable[Member] = ()) -> Round:
-        return Round(
-            self.space,
-            self._clients(members),
-            self.round + 1,
-            self.config.round.rounds,
-            self.config.seed,
-            self.memory,
-            self._clients(busy),
-        )
-
-    def _clients(self, members: Iterable[Member]) -> list[Client]:
-        return [
-            Client(member.name, self.space, member.limits, member.profile.examples)
-            for member in sorted(members, key=lambda member: member.name)
-        ]
+        for name in self.selection.release(self.round + 1, fleet, busy):
+            self.books().released(name)
+        ages = self.coverage.ages
+        return self.selection.assignments(self.round + 1, fleet, ages, busy, most)
 
     def requests(self, assignments: Assignments) -> Iterator[Request]:
         """One message at a time: only the selected values, and what they are."""
@@ -253,15 +224,27 @@ class Training:
             goods = first_good(intake, asked, self.sent, answers, Buffer(self.shelf()), enough)
         return self.close(list(asked.values()), goods, intake, fleet, begin)
 
+    def rest(self) -> None:
+        """Let a round pass in which these weights are not changed: they have waited one more."""
+        number, before = self.round + 1, self._digest()
+        self.books().done(before, 0.0)
+        self.round, self.selection.abandoned = number, 0
+        untrained = dict.fromkeys(self._shapes, False)
+        self.coverage.update(untrained, self.share.in_round(number).names)
+        self.checkpoint()
+
     def shelf(self) -> Shelf:
         """A place on disk for updates, or for what was sent."""
         return Shelf(size_of(self._shapes))
 
     def intake(self) -> Intake:
         """What takes the answers of the coming round."""
-        number, before = self.round + 1, self._digest()
-        books = Books(number, before, self.log, self.reputation, self.ledger)
-        return Intake(self.config, self.space, books)
+        return Intake(self.config, self.space, self.books())
+
+    def books(self) -> Books:
+        """Where the coming round is written down."""
+        reputation = self.selection.reputation
+        return Books(self.round + 1, self._digest(), self.log, reputation, self.ledger)
 
     def close(
         self,
@@ -289,11 +272,11 @@ class Training:
             return self._given_up(books, tally.accepted)
         if self.private is not None:
             self.private.published(tally.accepted, len(asked))
-        this = self._this_round(one.member for one in asked)
-        self.memory = remember(self.config.sampler, this, self.coverage.ages, tally.outcomes)
+        members, ages = [one.member for one in asked], self.coverage.ages
+        self.selection.learn(books.number, members, ages, tally.outcomes)
         self._rule_memory = merged.memory
         self.weights = self.optimizer.step(self.weights, merged)
-        self.round, self._abandoned = books.number, 0
+        self.round = books.number
         report = RoundReport(
             round=self.round,
             accepted=tally.accepted,
@@ -316,7 +299,7 @@ class Training:
 
     def _given_up(self, books: Books, accepted: int) -> None:
         """The round comes to nothing; the weights stay."""
-        self._abandoned += 1
+        self.selection.abandoned += 1
         if self.private is not None:
             self.private.abandoned()
         books.abandoned(accepted, **self._spent())
@@ -346,14 +329,22 @@ class Training:
         """The weights' digest for the ledger; not worked out where none is kept."""
         return digest(self.weights) if self.ledger is not None else ""
 
+    def told(self) -> dict[str, Any]:
+        """What a finished run says of itself."""
+        found: dict[str, Any] = {"weights": digest(self.weights)}
+        if self.ledger is not None:
+            found["ledger"] = self.ledger.head
+        if self.private is not None:
+            found["privacy"] = statement(self.private)
+        return found
+
     def checkpoint(self) -> None:
         """Write the state after the last round."""
         notes: dict[str, object] = {
             "fingerprint": self.fingerprint(),
             "digest": digest(self.weights),
-            "sampler": self.memory,
             "aggregation": self._rule_memory,
-            "reputation": self.reputation.memory,
+            **self.selection.notes,
         }
         if self.private is not None:
             notes["privacy"] = self.private.memory
@@ -363,11 +354,6 @@ class Training:
             self.round, self.weights, self.optimizer.state, self.coverage.ages, notes
         )
         self.store.write(state)
-
-
-def _noted(found: Checkpoint, part: str) -> Mapping[str, Any]:
-    notes = found.notes.get(part, {})
-    return notes if isinstance(notes, dict) else {}
 
 
 def sent_bytes(space: Space, assigned: Assigned) -> int:

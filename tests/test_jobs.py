@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fedofa.server.checkpoint import CheckpointStore
+from fedofa.server.checkpoint import CHECKPOINTS, CheckpointStore
 from fedofa.server.events import read_events
-from fedofa.server.jobs import CHECKPOINTS, EVENTS, claimed, read_job, run_job
+from fedofa.server.jobs import EVENTS, claimed, read_job, run_job
 from fedofa.server.operate import results, run_folder, specialize_job, train_job
 from fedofa.supernet.errors import RunError, UsageError
 from fleets import grid_of, run_of, small_config, small_fleet

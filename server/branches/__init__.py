@@ -1,0 +1,1 @@
+"""Branches: several supernets trained side by side in one run, by one fleet."""
