@@ -11,6 +11,7 @@ from fedofa.supernet.errors import UsageError
 from rich.console import Console
 
 from .aggregate import bench_aggregate
+from .groups import bench_groups
 from .merging import bench_memory, bench_merge
 from .subnets import bench_static, bench_views
 from .timing import machine
@@ -26,6 +27,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[dict[str, Any]]]] = MappingProxyType(
         "merge": bench_merge,
         "memory": bench_memory,
         "aggregate": bench_aggregate,
+        "groups": bench_groups,
     }
 )
 

@@ -37,7 +37,9 @@ def to_record(body: Body, values: Values | None = None) -> RecordDict:
 
 def from_record(kind: type[B], record: RecordDict) -> tuple[B, Values | None]:
     """Read and check a message; MessageError says what is wrong with it."""
-    found = record.config_records
+    # Not by the record's own `config_records`: that view refers to itself and to the record, so that
+    # the message's bytes would stay until Python's next collection of garbage.
+    found = {name: part for name, part in record.items() if isinstance(part, ConfigRecord)}
     names = [BODY, *(_part(number) for number in range(1, len(record)))]
     if set(record) != set(names) or set(found) != set(names):
         raise MessageError(f"{kind.__name__}: no body; records: {sorted(record)}")
@@ -55,16 +57,19 @@ def _array(kind: type[Body], dtype: object, parts: list[object]) -> Values:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise MessageError(f"{kind.__name__}: array of {dtype!r}; allowed: {', '.join(DTYPES)}")
     # A stranger's bytes are only counted: no header is read, nothing is opened or unpacked.
-    data = bytearray()
-    for part in parts:
-        if not isinstance(part, bytes):
-            raise MessageError(f"{kind.__name__}: array's bytes are a {type(part).__name__}")
-        data += part
-    size = np.dtype(dtype).itemsize
-    if len(data) % size:
-        raise MessageError(f"{kind.__name__}: array of {len(data)} bytes, no multiple of {size}")
-    # On a bytearray, since torch wants memory that may be written to.
-    values: Values = np.frombuffer(data, DTYPES[dtype]).astype(dtype, copy=False)
+    whole = [part for part in parts if isinstance(part, bytes)]
+    if len(whole) < len(parts):
+        other = next(part for part in parts if not isinstance(part, bytes))
+        raise MessageError(f"{kind.__name__}: array's bytes are a {type(other).__name__}")
+    size, length = np.dtype(dtype).itemsize, sum(map(len, whole))
+    if length % size:
+        raise MessageError(f"{kind.__name__}: array of {length} bytes, no multiple of {size}")
+    # numpy's own memory: it may be written to, as torch wants, and is made of large pages.
+    data, at = np.empty(length, np.uint8), 0
+    for part in whole:
+        data[at : at + len(part)] = np.frombuffer(part, np.uint8)
+        at += len(part)
+    values: Values = data.view(DTYPES[dtype]).astype(dtype, copy=False)
     return values
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..supernet.errors import FedofaError, UsageError
+from .partial_commands import app as partial_app
 
 app = typer.Typer(
     name="fedofa",
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(partial_app, name="partial")
 
 Config = Annotated[Path, typer.Option(help="The run's configuration (TOML).")]
 State = Annotated[Path, typer.Option(help="Folder of the server's state, runs and registry.")]

@@ -25,6 +25,7 @@ from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
 from ..supernet.space import Space
 from .aggregation.catalogue import AggregationConfig
 from .branches.config import BranchesConfig
+from .groups import demands as group_demands
 from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
 from .privacy import demands
@@ -181,6 +182,8 @@ class RunConfig(_Section):
             )
         if self.branches is not None:
             self.branches.check(self, space)
+        if self.round.groups is not None:
+            group_demands.check(self)
         if self.privacy is not None:
             demands.check(self, self.privacy)
         for name, bounds in self.classes.items():

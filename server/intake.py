@@ -1,7 +1,11 @@
 """Answers as they come in: each is checked against what its device was asked, and written down."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..protos.flower import Values
 from ..protos.messages import OwnNoise, TrainReply, tensor_shapes
 from ..supernet.cost import cost
 from ..supernet.errors import RefusedUpdate
@@ -34,13 +38,28 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """An update that passed its checks: the change of what was sent, and the array as it came."""
+    """An update that passed its checks: the change of what was sent, and what is noted of it.
+
+    `delta` is None where a group has added it to its sum. `change` is its root mean square; `sha256`
+    and `size_bytes` are of the array as it came.
+    """
 
     asked: Asked
     reply: TrainReply
-    delta: Flat
+    delta: Flat | None
+    change: float
     sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """No update came, or it was lost."""
+
+    reason: str
+
+
+Judged = Good | RefusedUpdate | Missing
 
 
 class Intake:
@@ -58,40 +77,76 @@ class Intake:
 
     def admit(self, asked: Asked, sent: Flat, answer: Answer[TrainReply]) -> Good | None:
         """The update, or None where there is none that counts; `sent` are the values it got."""
-        name, values, staleness = asked.member.name, answer.values, self.books.number - asked.number
-        if answer.body is None:
-            self.books.missing(name, answer.failure)
-            return None
-        try:
-            self._check_age(staleness)
-            delta = checked(self._expected(asked, sent), answer.body, values)
-        except RefusedUpdate as refusal:
-            self.refused += 1
-            self.books.refused(name, refusal, overtaken=staleness > 0)
-            return None
-        if values is None:  # checked never lets it pass
-            raise TypeError("an update without values was accepted")
-        return Good(asked, answer.body, delta, self.books.digest(values), values.nbytes)
+        return self.note(asked, self.judge(asked, sent, answer))
 
-    def _check_age(self, staleness: int) -> None:
-        most = self._config.round.max_staleness
-        if most is not None and staleness > most:
+    def judge(self, asked: Asked, sent: Flat, answer: Answer[TrainReply]) -> Judged:
+        """What an answer is; nothing is noted of it yet."""
+        if answer.body is None:
+            return Missing(answer.failure)
+        values = answer.values
+        try:
+            self._check_age(asked)
+            delta = vetted(self._config, self._space, asked, sent, answer.body, values)
+        except RefusedUpdate as refusal:
+            return refusal
+        if values is None:  # vetted never lets it pass
+            raise TypeError("an update without values was accepted")
+        digest = self.books.digest(values)
+        return Good(asked, answer.body, delta, root_mean_square(delta), digest, values.nbytes)
+
+    def note(self, asked: Asked, found: Judged) -> Good | None:
+        """Tell the books of an update that does not count; one that does is given back."""
+        name = asked.member.name
+        if isinstance(found, Missing):
+            self.books.missing(name, found.reason)
+            return None
+        if isinstance(found, RefusedUpdate):
+            self.refused += 1
+            self.books.refused(name, found, overtaken=self.age(asked) > 0)
+            return None
+        return found
+
+    def age(self, asked: Asked) -> int:
+        """How many versions old the weights are that a device was sent."""
+        return self.books.number - asked.number
+
+    def _check_age(self, asked: Asked) -> None:
+        most, age = self._config.round.max_staleness, self.age(asked)
+        if most is not None and age > most:
             raise RefusedUpdate(
-                STALE, f"the weights it was sent are {staleness} versions old; at most {most} count"
+                STALE, f"the weights it was sent are {age} versions old; at most {most} count"
             )
 
-    def _expected(self, asked: Asked, sent: Flat) -> Expected:
-        codec, assigned = self._config.codec, asked.assigned
-        where = asked.kept.leaving(self._space, assigned)
-        return Expected(
-            run=self._config.name,
-            round=asked.number,
-            device=asked.member.name,
-            arch=assigned.arch,
-            tensors=tensor_shapes(shapes_of(where)),
-            sent=asked.kept.part(self._space, assigned, sent),
-            examples=asked.member.profile.examples,
-            max_update_ratio=self._config.round.max_update_ratio,
-            codec=codec and codec.codec(),
-            noise=asked.noise,
-        )
+
+def vetted(
+    config: RunConfig,
+    space: Space,
+    asked: Asked,
+    sent: Flat,
+    reply: TrainReply,
+    values: Values | None,
+) -> Flat:
+    """The update's change of what was `sent`; RefusedUpdate says why it does not count."""
+    return checked(_expected(config, space, asked, sent), reply, values)
+
+
+def root_mean_square(delta: Flat) -> float:
+    """Of an update's changes; at least one value."""
+    return math.sqrt(float(np.dot(delta, delta)) / len(delta))
+
+
+def _expected(config: RunConfig, space: Space, asked: Asked, sent: Flat) -> Expected:
+    codec, assigned = config.codec, asked.assigned
+    where = asked.kept.leaving(space, assigned)
+    return Expected(
+        run=config.name,
+        round=asked.number,
+        device=asked.member.name,
+        arch=assigned.arch,
+        tensors=tensor_shapes(shapes_of(where)),
+        sent=asked.kept.part(space, assigned, sent),
+        examples=asked.member.profile.examples,
+        max_update_ratio=config.round.max_update_ratio,
+        codec=codec and codec.codec(),
+        noise=asked.noise,
+    )

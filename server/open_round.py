@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ..supernet.space import Space
-from ..supernet.weights import Shapes, size_of
+from ..supernet.weights import Shapes, shapes_of, size_of
+from .aggregation.overlap_mean import Partial, PartialFold
 from .aggregation.update import Fold, Merged, Update
 from .aggregation.weighing import Holder, capped
 from .books import Books
@@ -60,6 +59,7 @@ class OpenRound:
 
     def __init__(self, terms: Terms, asked: Sequence[Asked], fold: Fold, books: Books) -> None:
         self._terms, self._fold, self._books = terms, fold, books
+        self.asked = asked
         self.tally = Tally()
         limits = terms.config.round
         weighed = terms.config.aggregation.weigh([self._holder(one.member) for one in asked])
@@ -70,31 +70,36 @@ class OpenRound:
 
     def add(self, good: Good) -> None:
         """Fold an update."""
-        member, assigned, delta, tally = (
-            good.asked.member,
-            good.asked.assigned,
-            good.delta,
-            self.tally,
-        )
-        staleness = self._books.number - good.asked.number
-        weight = self._weights[member.name] * assigned.weight * self._size_factor(good)
-        weight *= self._terms.config.round.staleness_factor(staleness)
+        member, assigned, tally = good.asked.member, good.asked.assigned, self.tally
+        staleness, weight = self._books.number - good.asked.number, self.weight(good.asked)
         self._books.accepted(member.name, good.sha256, weight)
-        if weight > 0:
+        tally.folded += weight > 0
+        if weight > 0 and good.delta is not None:
             where = good.asked.kept.leaving(self._terms.space, assigned)
             bits = member.profile.train_bits
-            tally.folded += 1
-            self._fold.add(Update(member.name, delta, where, weight, bits=bits))
+            self._fold.add(Update(member.name, good.delta, where, weight, bits=bits))
         # Rates fall and devices take unequal numbers of steps: neither says what is under-trained.
         moved = good.asked.lr * max(good.reply.steps, 1)
-        change = math.sqrt(float(np.dot(delta, delta)) / len(delta)) / moved
-        tally.outcomes.append(Outcome(assigned, good.reply.loss, change))
+        tally.outcomes.append(Outcome(assigned, good.reply.loss, good.change / moved))
         tally.accepted += 1
         tally.staleness += staleness
         tally.loss += good.reply.loss * good.reply.examples
         tally.examples += good.reply.examples
         tally.train_macs += good.reply.train_macs
         tally.bytes_received += good.size_bytes
+
+    def weight(self, asked: Asked) -> float:
+        """How much a device's update counts, if it is good."""
+        weight = self._weights[asked.member.name] * asked.assigned.weight
+        weight *= self._size_factor(asked)
+        staleness = self._books.number - asked.number
+        return weight * self._terms.config.round.staleness_factor(staleness)
+
+    def add_partial(self, partial: Partial) -> None:
+        """Fold a sum of updates; each of them is counted by `add`, without its change."""
+        if not isinstance(self._fold, PartialFold):
+            raise TypeError(f"{type(self._fold).__name__} has no partial sums")
+        self._fold.add_partial(partial)
 
     def merged(self) -> Merged:
         """End the round: what the rule makes of it, with its remarks and suspicions written down."""
@@ -112,10 +117,12 @@ class OpenRound:
         examples = capped_examples(profile.examples, self._terms.fleet.typical_examples, share)
         return Holder(member.name, examples, profile.labels)
 
-    def _size_factor(self, good: Good) -> float:
+    def _size_factor(self, asked: Asked) -> float:
         """What larger subnets count more."""
-        power, kept = self._terms.config.aggregation.size_power, good.asked.kept.names
+        terms, kept = self._terms, asked.kept
+        power = terms.config.aggregation.size_power
         if not power:
             return 1.0
-        leaving = {name: s for name, s in self._terms.shapes.items() if name not in kept}
-        return float((len(good.delta) / size_of(leaving)) ** power)
+        all_leaving = {name: s for name, s in terms.shapes.items() if name not in kept.names}
+        leaving = shapes_of(kept.leaving(terms.space, asked.assigned))
+        return float((size_of(leaving) / size_of(all_leaving)) ** power)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 ONLY = {
     "clients": "sync",
     "enough_replies": "sync",
+    "groups": "sync",
     "buffer": "async",
     "concurrency": "async",
     "max_staleness": "async",
@@ -15,6 +16,7 @@ ONLY = {
 }
 """Fields that one mode alone uses."""
 STALENESS_POWER = 0.5
+MOST_GROUPS = 64
 
 
 class RoundConfig(BaseModel):
@@ -31,6 +33,7 @@ class RoundConfig(BaseModel):
 
     No device counts for more than `max_examples_ratio` times the examples of the fleet's median one, and
     among three or more that are asked none has more than `max_weight_share` of their weight.
+    With `groups` so many processes beside the server's check and fold the updates as they arrive.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -51,6 +54,7 @@ class RoundConfig(BaseModel):
     max_examples_ratio: float = Field(20.0, gt=1)
     max_weight_share: float = Field(0.5, gt=0, le=1)
     keep_checkpoints: int = Field(2, ge=1)
+    groups: int | None = Field(None, ge=1, le=MOST_GROUPS)
 
     @field_validator("enough_replies", mode="before")
     @classmethod

@@ -81,8 +81,10 @@ class Buffer:
 
     def add(self, good: Good) -> None:
         """Keep an update."""
+        if good.delta is None:
+            raise ValueError(f"the update of {good.asked.member.name} is in a group's sum already")
         place = self._shelf.put(good.delta)
-        self._kept.append((replace(good, delta=np.empty(0, np.float32)), place))
+        self._kept.append((replace(good, delta=None), place))
 
     def emptied(self) -> Iterator[Good]:
         """The updates in order of device name, with one array in memory at a time; empties it."""

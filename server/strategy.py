@@ -6,7 +6,7 @@ reply at a time, and goes on from a checkpoint.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -71,8 +71,11 @@ class SupernetStrategy(Strategy):
         self.summary()
         self._roll.gather()
         training = self._training
-        if isinstance(training, BranchedTraining) or training.config.round.mode == "sync":
+        if isinstance(training, BranchedTraining):
             return self._rounds(self._round)
+        if training.config.round.mode == "sync":
+            with training.groups or nullcontext():
+                return self._rounds(self._round)
         with closing(Versions(training, self._roll, self._exchange)) as versions:
             return self._rounds(versions.next)
 

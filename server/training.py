@@ -20,6 +20,8 @@ from .coverage import Coverage
 from .events import EventLog
 from .exchange import Answer, Request
 from .fleet import Fleet, Member
+from .groups.gathering import Gathering
+from .groups.pool import Groups
 from .intake import Asked, Good, Intake
 from .ledger import Ledger
 from .open_round import Assignments, OpenRound, Terms
@@ -93,6 +95,11 @@ class Training:
         self.optimizer = ServerOptimizer(config.server, config.round.rounds)
         self.coverage = Coverage(layout(space))
         self.share = config.share.plan(space)
+        self.groups = (
+            None
+            if config.round.groups is None
+            else Groups(config, space, config.round.groups, ledger is not None)
+        )
         self.private = (
             None
             if config.privacy is None
@@ -218,11 +225,17 @@ class Training:
         asked = {node: self.asked(*assignment) for node, assignment in assignments.items()}
         for one in asked.values():
             intake.asked(one)
-        if (enough := self.config.round.enough(len(asked))) is None:
+        work = self.open(list(asked.values()), intake, fleet)
+        enough = self.config.round.enough(len(asked))
+        if self.groups is not None:
+            own, low_bits = Buffer(self.shelf()), self.config.aggregation.low_bits
+            gathering = Gathering(self.groups, intake, work, own, low_bits)
+            goods = gathering.goods(self.weights, asked, self.sent, answers, enough)
+        elif enough is None:
             goods = all_good(intake, asked, self.sent, answers)
         else:
             goods = first_good(intake, asked, self.sent, answers, Buffer(self.shelf()), enough)
-        return self.close(list(asked.values()), goods, intake, fleet, begin)
+        return self.close(work, goods, intake, begin)
 
     def rest(self) -> None:
         """Let a round pass in which these weights are not changed: they have waited one more."""
@@ -246,21 +259,19 @@ class Training:
         reputation = self.selection.reputation
         return Books(self.round + 1, self._digest(), self.log, reputation, self.ledger)
 
+    def open(self, asked: Sequence[Asked], intake: Intake, fleet: Fleet) -> OpenRound:
+        """A round that takes updates; `asked` are all whose answers end in it."""
+        terms = Terms(self.config, self.space, self._shapes, fleet)
+        return OpenRound(terms, asked, self._fold(asked), intake.books)
+
     def close(
-        self,
-        asked: Sequence[Asked],
-        goods: Iterable[Good],
-        intake: Intake,
-        fleet: Fleet,
-        begin: float,
+        self, work: OpenRound, goods: Iterable[Good], intake: Intake, begin: float
     ) -> RoundReport | None:
-        """Fold good updates, step, and write the checkpoint; `asked` are all whose answers end here.
+        """Fold good updates, step, and write the checkpoint.
 
         None when the round is abandoned for too few good updates: then nothing has changed.
         """
-        books = intake.books
-        terms = Terms(self.config, self.space, self._shapes, fleet)
-        work = OpenRound(terms, asked, self._fold(asked), books)
+        books, asked = intake.books, work.asked
         for good in goods:
             work.add(good)
         tally = work.tally

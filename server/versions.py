@@ -77,7 +77,8 @@ class Versions:
                 self._flight.wait()
         asked = sorted(version.ended, key=lambda one: one.member.name)
         goods = version.buffer.emptied()
-        return self._training.close(asked, goods, version.intake, version.fleet, begin)
+        work = self._training.open(asked, version.intake, version.fleet)
+        return self._training.close(work, goods, version.intake, begin)
 
     def close(self) -> None:
         """Give up what is out; its devices owe their replies."""

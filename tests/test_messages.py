@@ -1,10 +1,12 @@
 """Messages come back as they went; a stranger's message is refused with one kind of error."""
 
+import gc
 import io
 import json
 import math
 import pickle
 import random
+import weakref
 from typing import Any, get_args
 
 import numpy as np
@@ -119,6 +121,18 @@ def test_values_of_any_kind_keep_their_bytes(values: np.ndarray) -> None:
     _, back = from_record(EvaluateReply, to_record(BODIES[7], values))
     assert back is not None
     assert (back.dtype, back.tobytes()) == (values.dtype, values.tobytes())
+
+
+def test_a_message_that_was_read_is_gone_with_its_last_reference() -> None:
+    record = to_record(BODIES[7], np.arange(8, dtype=np.float32))
+    seen = weakref.ref(record)
+    gc.disable()  # a round's messages must not add up until the next collection
+    try:
+        from_record(EvaluateReply, record)
+        del record
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_a_loss_that_is_no_number_arrives_as_one() -> None:

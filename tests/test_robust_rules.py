@@ -103,8 +103,8 @@ def test_partial_sums_of_any_grouping_merge_to_the_flat_result(
             (top if group == 0 else middle).add_partial(leaf.partial())
         top.add_partial(middle.partial())
         assert top.updates == len(found)
-        # Sums of float64 differ by far less than float32 can tell apart.
-        agree(top.result(), flat, 1e-12 if dtype == torch.float64 else 1e-5)
+        # Sums of float64 are exact, to the last bit.
+        agree(top.result(), flat, 0.0 if dtype == torch.float64 else 1e-5)
 
 
 def test_a_partial_sum_of_another_supernet_is_refused() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...supernet.axes import Weights, put, view
 from ...supernet.weights import Shapes, shapes_of, split
-from .overlap_mean import OverlapMean
+from .overlap_mean import OverlapMean, Partial
 from .spool import Spool
 from .update import Merged, Update
 
@@ -33,6 +33,10 @@ class BitAwareMean:
             self._high.add(update)
         else:
             self._low.add(update)
+
+    def add_partial(self, partial: Partial) -> None:
+        """Count a sum of high-bit clients' updates that was made elsewhere."""
+        self._high.add_partial(partial)
 
     def result(self) -> Merged:
         """The merged change; a note where no high-bit client was there to compare with."""

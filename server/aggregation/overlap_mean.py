@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +21,22 @@ class Partial:
     """The sum of some updates, to be merged with other sums: associative, in any order.
 
     `total` is the flat weighted sum over the whole supernet; `counted` says per tensor how much
-    weight each region of it received, one entry for each distinct region.
+    weight each region of it received, one entry for each distinct region. `weight` is that of all
+    `updates` together.
     """
 
     total: Tensor
     counted: Counted
     updates: int
+    weight: float
+
+
+@runtime_checkable
+class PartialFold(Protocol):
+    """A rule that takes sums of updates, made elsewhere, in their place."""
+
+    def add_partial(self, partial: Partial) -> None:
+        """Count a sum of updates."""
 
 
 @dataclass(slots=True)
@@ -60,27 +72,32 @@ class OverlapMean:
 
     Holds one running sum however many clients report: how often a value was trained follows from
     the few distinct regions, so no second array is kept. The order does not matter, but for the
-    rounding of float sums; fold in a fixed order for equal bits. With `dtype` float64 the sums of
-    float32 changes are, to float32's precision, the same in any order and grouping.
+    rounding of float sums; fold in a fixed order for equal bits. With `dtype` float64 the sums are
+    exact (`Frame.add`), and so the same in any order and grouping; weights are rounded to float32 for
+    it. `total` is memory to keep the sum in, of the supernet's size.
     """
 
-    def __init__(self, shapes: Shapes, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, shapes: Shapes, dtype: torch.dtype = torch.float32, total: Tensor | None = None
+    ) -> None:
         self._frame = Frame(shapes)
-        self._total = torch.zeros(self._frame.size, dtype=dtype)
+        self._exact = dtype == torch.float64
+        self._total = torch.zeros(self._frame.size, dtype=dtype) if total is None else total.zero_()
         self._parts = self._frame.tensors(self._total)
         self._by_place: dict[int, tuple[Regions, float]] = {}
         self._counted: dict[str, _Weights] = {}
-        self.updates = 0
+        self.updates, self._weight = 0, 0.0
 
     def add(self, update: Update) -> None:
         """Count one client's update."""
-        by = update.weight * update.scale
+        weight = float(np.float32(update.weight)) if self._exact else update.weight
+        by = weight * update.scale
         self._frame.add(self._total, self._parts, update.delta, update.where, by)
         # Clients of one subnet share one object of regions: counted here, spelled out at the end.
         known = self._by_place.get(id(update.where))
         before = known[1] if known else 0.0
-        self._by_place[id(update.where)] = (update.where, before + update.weight)
-        self.updates += 1
+        self._by_place[id(update.where)] = (update.where, before + weight)
+        self.updates, self._weight = self.updates + 1, self._weight + weight
 
     def add_partial(self, partial: Partial) -> None:
         """Count a sum of updates that was made elsewhere.
@@ -97,12 +114,13 @@ class OverlapMean:
             for region, weight in entries:
                 self._counted.setdefault(name, _Weights()).add(region, weight)
         self.updates += partial.updates
+        self._weight += partial.weight
 
     def partial(self) -> Partial:
         """The sum so far; ends the fold."""
         self._spell_out()
         counted = {name: list(found.regions.values()) for name, found in self._counted.items()}
-        return Partial(self._total, counted, self.updates)
+        return Partial(self._total, counted, self.updates, self._weight)
 
     def counts(self) -> Weights:
         """Per tensor that somebody trained, the weight that each of its values received so far."""

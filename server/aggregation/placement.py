@@ -20,6 +20,8 @@ from ...supernet.weights import Flat, Shapes, size_of
 INDEXED_VALUES = 1500
 """Tensors of fewer values are added through an index (measured: both ways cost the same there)."""
 REMEMBERED = 16
+CHUNK_VALUES = 1 << 16
+"""So many products are made at a time where they are rounded before they are summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +79,35 @@ class Frame:
         return known[1]
 
     def add(self, total: Tensor, parts: Weights, delta: Flat, where: Regions, by: float) -> None:
-        """total += by · delta at `where`; `parts` are the tensors of `total`."""
+        """total += by · delta at `where`; `parts` are the tensors of `total`.
+
+        In a float64 total the products are float32: of their 24 bits each, sums of 53 bits lose
+        none, so that neither order nor grouping decides a bit of them. (They are exact as long as
+        the largest and the smallest product of one value differ by less than 2^29 / their number.)
+        """
         place, values = self.placement(where), torch.from_numpy(delta)
+        rounded = total.dtype == torch.float64
         if place.whole:
-            total.add_(values, alpha=by)
+            if not rounded:
+                total.add_(values, alpha=by)
+                return
+            for sums, found in zip(
+                total.split(CHUNK_VALUES), values.split(CHUNK_VALUES), strict=True
+            ):
+                sums.add_(found * by)
             return
         if place.source is not None and place.target is not None:
             found = values[place.source]
-            total.index_add_(0, place.target, found.to(total.dtype), alpha=by)
+            if rounded:
+                total.index_add_(0, place.target, (found * by).to(total.dtype))
+            else:
+                total.index_add_(0, place.target, found.to(total.dtype), alpha=by)
         for block in place.blocks:
             part = values[block.start : block.start + math.prod(block.shape)].view(block.shape)
-            accumulate(parts[block.name], block.region, part, by)
+            if rounded:
+                accumulate(parts[block.name], block.region, part * by, 1.0)
+            else:
+                accumulate(parts[block.name], block.region, part, by)
 
     def _placed(self, where: Regions) -> Placement:
         shapes = {name: shape_of(region) for name, region in where.items()}

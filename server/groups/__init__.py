@@ -1,0 +1,1 @@
+"""Processes on the server's host that check and fold updates as they arrive."""
