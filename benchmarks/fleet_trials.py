@@ -42,6 +42,8 @@ LIARS = (1, 4)
 REFUSED = ("NaN", "scaled x1e6", "wrong shape", "replay")
 """Lies that are refused before any rule sees them: tried with the mean and with one other."""
 CODECS = ("none", "int8", "fedzip", "sparse", "sparsest")
+DOWNLINKS = (("none", "int8"), ("none", "fedzip"), ("sparse", "int8"), ("sparse", "fedzip"))
+"""Codecs upwards and downwards together."""
 
 
 def bench_robust(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any]]]:
@@ -72,15 +74,14 @@ def bench_robust(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any
 
 def bench_codec(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any]]]:
     """Bytes that travel, accuracy at the end and speed of each codec."""
-    trials = [
-        Trial(name, {} if name == "none" else {"codec": {"name": name, **_memory(name)}})
-        for name in CODECS
-    ]
+    choices = [*((up, "none") for up in CODECS), *DOWNLINKS]
+    trials = [_coded(up, down) for up, down in choices]
     found = run_all(trials, seeds, JOBS)
     plain, space = of(found, "none"), TASKS["fashion"].space
     dense = 4 * size_of(shapes_of(regions(space, space.largest()))) * CLIENTS
     rows = []
-    for trial in trials:
+    raw_down = mean(one["bytes_sent"] / one["rounds"] for one in plain.values())
+    for trial, (codec, _) in zip(trials, choices, strict=True):
         mine = of(found, trial.name)
         up = mean(one["bytes_received"] / one["rounds"] for one in mine.values())
         raw = mean(one["bytes_received"] / one["rounds"] for one in plain.values())
@@ -94,7 +95,8 @@ def bench_codec(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any]
                 "kB down": f"{down / 1e3:.0f}",
                 "fewer than dense": f"{dense / up:.0f}",
                 "fewer than none": f"{raw / up:.0f}",
-                **_speed(trial.name),
+                "fewer down": f"{raw_down / down:.1f}",
+                **_speed(codec),
             }
         )
     return found, rows
@@ -143,6 +145,13 @@ def _lied_to(rule: str, kind: str | None, count: int) -> Trial:
     if rule == "multi-Krum":
         sections["round"] = {"max_update_ratio": RATIO, "min_replies": 11}
     return Trial(_title(rule, kind, count), sections, liars=(kind, count) if kind else None)
+
+
+def _coded(up: str, down: str) -> Trial:
+    sections: dict[str, Any] = {} if up == "none" else {"codec": {"name": up, **_memory(up)}}
+    if down == "none":
+        return Trial(up, sections)
+    return Trial(f"{up}, {down} down", {**sections, "downlink": down})
 
 
 def _title(rule: str, kind: str | None, count: int) -> str:

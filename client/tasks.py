@@ -42,6 +42,7 @@ from ..supernet.space import Arch, Space
 from ..supernet.subnet import static
 from ..supernet.weights import Flat, part, shapes_of, size_of, split
 from .batches import resized
+from .codec.held import held_states, received
 from .codec.reply import reply_values
 from .data import ClientData, Floats
 from .device import class_name, declared
@@ -52,9 +53,12 @@ from .training import LocalTask, train
 
 
 def run_profile(device: Device, body: ProfileRequest, _values: Values | None) -> DeviceProfile:
-    """Measure the device."""
+    """Measure the device; with a run, what it holds of it too."""
     space = space_from_dict(body.space)
-    return profile(device.name, class_name(device), declared(device), data_of(device), space)
+    found = profile(device.name, class_name(device), declared(device), data_of(device), space)
+    if body.run is None:
+        return found
+    return found.model_copy(update={"holds": held_states(device, body.run, space).all()})
 
 
 def run_train(
@@ -71,7 +75,7 @@ def run_train(
     shapes, staying = shapes_of(where), {*body.local, *body.frozen}
     if body.tensors != tensor_shapes(shapes) or not staying <= shapes.keys():
         raise MessageError("the manifest does not list the tensors of the assigned subnet")
-    sent = _floats(values)
+    sent, holds = received(device, body, space, where, values)
     own = local_tensors(device, body.run, space) if body.local else None
     flat = own.begin(body.round, sent, where, body.local) if own else sent.copy()
     data = data_of(device)
@@ -94,6 +98,7 @@ def run_train(
         train_macs=done.train_macs,
         seconds=time.perf_counter() - begin,
         tensors=tensor_shapes(shapes_of(leaving)),
+        holds=holds,
     )
     return reply, reply_values(device, body, space, leaving, before, after)
 

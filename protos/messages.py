@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..supernet.errors import FedofaError
 from ..supernet.precision import FLOAT_BITS, Bits
 from .codec.config import CodecConfig
+from .holding import Holding, Holds
 from .manifest import FileEntry, FileKind, Normalization
 from .recipe import ArchValues, Recipe
 
@@ -74,7 +75,8 @@ class Declared(BaseModel):
 class DeviceProfile(Body):
     """What a device is and can do, and what its data look like (never the data).
 
-    `labels` are its training examples of each class, given with its owner's consent only.
+    `labels` are its training examples of each class, given with its owner's consent only; `holds` is
+    what it holds of the run's weights, where it was asked.
     """
 
     device: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -93,6 +95,7 @@ class DeviceProfile(Body):
     classes: tuple[str, ...]
     normalization: Normalization
     labels: tuple[Count, ...] | None = None
+    holds: Holds = ()
 
     @model_validator(mode="after")
     def _labels_are_the_examples(self) -> Self:
@@ -107,10 +110,14 @@ class DeviceProfile(Body):
 
 
 class ProfileRequest(Body):
-    """Ask a device for its profile; the space tells it what a typical subnet is."""
+    """Ask a device for its profile; the space tells it what a typical subnet is.
+
+    With a `run` it is asked, too, what it holds of that run's weights.
+    """
 
     action: ClassVar[str] = "query.profile"
     space: dict[str, object]
+    run: str | None = None
 
 
 class OwnNoise(BaseModel):
@@ -132,7 +139,7 @@ class TrainRequest(Body):
     `codec` the reply's array is the encoded change, with an error memory if `error_memory`; with
     `noise` it holds the sent values plus the noised change. Tensors named `local` are trained from
     the device's own values, where it has some, and stay with it; `frozen` ones are not trained.
-    Neither is sent back.
+    Neither is sent back. With `holding` the device keeps the values for a later round's difference.
     """
 
     action: ClassVar[str] = "train"
@@ -151,6 +158,14 @@ class TrainRequest(Body):
     local: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     noise: OwnNoise | None = None
+    holding: Holding | None = None
+
+    @model_validator(mode="after")
+    def _base_is_earlier(self) -> Self:
+        base = None if self.holding is None else self.holding.base
+        if base is not None and base.round >= self.round:
+            raise ValueError(f"holding.base is of round {base.round}, not before {self.round}")
+        return self
 
     @model_validator(mode="after")
     def _noise_travels_as_it_is(self) -> Self:
@@ -162,8 +177,8 @@ class TrainRequest(Body):
 class TrainReply(Body):
     """A device's update and how many examples weigh in.
 
-    The array holds the new values of those tensors that are to be sent back, float32, or, where a codec was asked for, the
-    bytes of the encoded change.
+    The array holds the new values of those tensors that are to be sent back, float32, or, where a
+    codec was asked for, the bytes of the encoded change. `holds` is what the device holds now.
     """
 
     action: ClassVar[str] = "train"
@@ -177,6 +192,7 @@ class TrainReply(Body):
     train_macs: Count
     seconds: float
     tensors: TensorShapes
+    holds: Holds = ()
 
 
 class SubnetGroup(BaseModel):

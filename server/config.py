@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -12,11 +12,8 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
-from ..protos.codec.config import PRESETS as CODECS
-from ..protos.codec.config import CodecConfig
 from ..protos.recipe import Recipe
 from ..specialize.filesize import largest_int8_bytes
 from ..supernet.cost import Budget
@@ -25,6 +22,7 @@ from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
 from ..supernet.space import Space
 from .aggregation.catalogue import AggregationConfig
 from .branches.config import BranchesConfig
+from .codec_config import CodecSection, DownlinkSection, by_name, rounded_to_nearest
 from .groups import demands as group_demands
 from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
@@ -35,8 +33,6 @@ from .reputation import ReputationConfig
 from .round_config import RoundConfig
 from .samplers.catalogue import SamplerConfig
 from .sharing import ShareConfig
-
-BITS_FOR_MEMORY = 8
 
 # It becomes part of file names and of devices' profiles.
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -98,27 +94,6 @@ class SimulationConfig(_Section):
     profile: str | None = None
 
 
-class CodecSection(CodecConfig):
-    """How devices encode their updates; with `error_memory` what a code loses is sent later."""
-
-    error_memory: bool = True
-
-    @model_validator(mode="after")
-    def _memory_is_bounded(self) -> Self:
-        by_chance = self.levels == "uniform" and self.rounding == "chance"
-        if self.error_memory and by_chance and (self.bits or 0) < BITS_FOR_MEMORY:
-            raise ValueError(
-                f"error_memory does not go with levels = uniform by chance on {self.bits} bits, "
-                "whose error can exceed the update; use rounding = nearest, levels = clusters or "
-                f"sign, {BITS_FOR_MEMORY} bits, or error_memory = false"
-            )
-        return self
-
-    def codec(self) -> CodecConfig:
-        """The codec alone, as devices are told it."""
-        return CodecConfig(**self.model_dump(exclude={"error_memory"}))
-
-
 class RunConfig(_Section):
     """Everything that decides a run. The same configuration and clients give the same supernet."""
 
@@ -132,6 +107,7 @@ class RunConfig(_Section):
     aggregation: AggregationConfig = AggregationConfig()
     reputation: ReputationConfig = ReputationConfig()
     codec: CodecSection | None = None
+    downlink: DownlinkSection | None = None
     share: ShareConfig = ShareConfig()
     privacy: PrivacyConfig | None = None
     branches: BranchesConfig | None = None
@@ -142,14 +118,13 @@ class RunConfig(_Section):
 
     @field_validator("codec", mode="before")
     @classmethod
-    def _by_name(cls, value: object) -> object:
-        """A codec may be given by the name of a preset alone, or with fields of its own beside it."""
-        fields = {"name": value} if isinstance(value, str) else value
-        if not isinstance(fields, Mapping) or "name" not in fields:
-            return fields
-        if fields["name"] not in list(CODECS):
-            raise ValueError(f"codec {fields['name']!r} is unknown; known: {', '.join(CODECS)}")
-        return {**CODECS[str(fields["name"])].model_dump(), **fields}
+    def _codec_by_name(cls, value: object) -> object:
+        return by_name("codec", value)
+
+    @field_validator("downlink", mode="before")
+    @classmethod
+    def _downlink_by_name(cls, value: object) -> object:
+        return rounded_to_nearest(by_name("downlink", value))
 
     @field_validator("classes")
     @classmethod

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -31,12 +31,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[B]):
-    """A node's reply, or why there is none (`failure`)."""
+    """A node's reply, or why there is none (`failure`); `silent` where nothing at all has come."""
 
     node: int
     body: B | None
     values: Values | None
     failure: str = ""
+    silent: bool = False
 
 
 class Clock(Protocol):
@@ -157,7 +158,7 @@ class Flight(Generic[B]):
     def arrived(self) -> Iterator[Answer[B]]:
         """What has come since the last look, and what will not come: late, or the device has left."""
         while self._left:
-            yield Answer(self._left.pop(0), None, None, "the device has left")
+            yield Answer(self._left.pop(0), None, None, "the device has left", silent=True)
         for message, out in list(self._out.items()):
             now = self._exchange.clock.monotonic()
             waited_s = now - out.since
@@ -166,7 +167,8 @@ class Flight(Generic[B]):
             answer = self._exchange.pull(message, out.node, self._reply)
             if answer is None and waited_s >= self._deadline_s:
                 self._exchange.owes(message, out.node)
-                answer = Answer(out.node, None, None, f"no reply within {self._deadline_s:g} s")
+                late = f"no reply within {self._deadline_s:g} s"
+                answer = Answer(out.node, None, None, late, silent=True)
             if answer is None:
                 later_s = max(self._exchange.poll_s, min(POLL_SHARE * waited_s, POLL_MOST_S))
                 out.look = now + later_s
@@ -243,8 +245,7 @@ def _spooled(answer: Answer[B], spool: IO[bytes]) -> "_Waiting[B]":
         return answer, 0, 0, ""
     at = spool.seek(0, 2)
     spool.write(answer.values.tobytes())
-    light = Answer(answer.node, answer.body, None, answer.failure)
-    return light, at, answer.values.size, str(answer.values.dtype)
+    return replace(answer, values=None), at, answer.values.size, str(answer.values.dtype)
 
 
 def _fetched(entry: "_Waiting[B]", spool: IO[bytes]) -> Answer[B]:
@@ -255,7 +256,7 @@ def _fetched(entry: "_Waiting[B]", spool: IO[bytes]) -> Answer[B]:
     kind = np.dtype(dtype)
     # A bytearray: torch wants memory that may be written to.
     values = np.frombuffer(bytearray(spool.read(size * kind.itemsize)), dtype=kind)
-    return Answer(answer.node, answer.body, values, answer.failure)
+    return replace(answer, values=values)
 
 
 _Waiting = tuple[Answer[B], int, int, str]

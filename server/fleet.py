@@ -100,7 +100,8 @@ class Roll:
         settled = {member.node for member in self._known.values()} | set(asking)
         fresh = [n for n in online if n not in settled and self._asked[n] < PROFILE_TRIES]
         self._asked.update(fresh)
-        body = ProfileRequest(space=plain(self.space.to_dict()))
+        run = None if self._config.downlink is None else self._config.name
+        body = ProfileRequest(space=plain(self.space.to_dict()), run=run)
         return [Request(node, body) for node in fresh]
 
     def take(self, answer: Answer[DeviceProfile]) -> None:

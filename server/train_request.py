@@ -1,5 +1,9 @@
 """What a device is sent to train a subnet: only the selected values, and what they are."""
 
+from dataclasses import dataclass
+
+from ..protos.flower import Values
+from ..protos.holding import Holding
 from ..protos.messages import TrainRequest, tensor_shapes
 from ..supernet.space import Space, plain
 from ..supernet.weights import Flat, shapes_of
@@ -8,8 +12,17 @@ from .exchange import Request
 from .intake import Asked
 
 
-def train_request(config: RunConfig, space: Space, asked: Asked, values: Flat) -> Request:
-    """The message; `values` are the shared weights' at the subnet's place."""
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """The values for a device, packed in `array`; `values` are those that it unpacks, float32."""
+
+    array: Values
+    values: Flat
+    holding: Holding | None = None
+
+
+def train_request(config: RunConfig, space: Space, asked: Asked, parcel: Parcel) -> Request:
+    """The message; the parcel's values are the shared weights' at the subnet's place."""
     assigned, codec = asked.assigned, config.codec
     where = assigned.regions(space)
     body = TrainRequest(
@@ -24,8 +37,9 @@ def train_request(config: RunConfig, space: Space, asked: Asked, values: Flat) -
         codec=codec and codec.codec(),
         error_memory=codec is not None and codec.error_memory,
         noise=asked.noise,
+        holding=parcel.holding,
         recipe=assigned.recipe(config.recipe),
         tensors=tensor_shapes(shapes_of(where)),
         **asked.kept.among(where),
     )
-    return Request(asked.member.node, body, values)
+    return Request(asked.member.node, body, parcel.array)

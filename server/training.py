@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..protos.messages import OwnNoise, TrainReply
 from ..supernet.axes import layout
 from ..supernet.errors import RunError
 from ..supernet.space import Space, plain
-from ..supernet.weights import Flat, digest, gather, initial, shapes_of, size_of
+from ..supernet.weights import Flat, digest, gather, initial, size_of
 from .aggregation.update import Fold
 from .answers import all_good, first_good
 from .books import Books
@@ -26,12 +27,12 @@ from .intake import Asked, Good, Intake
 from .ledger import Ledger
 from .open_round import Assignments, OpenRound, Terms
 from .optimizer import ServerOptimizer
+from .outbox import Outbox
 from .privacy.rounds import PrivateRounds
 from .privacy.statement import statement
 from .samplers.assigned import Assigned
 from .selection import Selection
 from .shelf import Buffer, Shelf
-from .train_request import train_request
 
 FINGERPRINT = (
     "seed",
@@ -107,6 +108,7 @@ class Training:
         )
         self._rule_memory: Mapping[str, Any] = {}
         self._shapes = {name: tensor.shape for name, tensor in layout(space).items()}
+        self.outbox = Outbox(config, space, self.shelf(), store.folder)
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint; False when there is none."""
@@ -163,6 +165,8 @@ class Training:
         for name in ("privacy", "branches"):
             if dump[name] is not None:
                 parts[name] = dump[name]
+        if self.config.downlink is not None:
+            parts["downlink"] = self.config.downlink.codec().model_dump(mode="json")
         rounds = {name: dump["round"][name] for name in names}
         return {**parts, "round": rounds, "space": plain(self.space.to_dict())}
 
@@ -192,9 +196,9 @@ class Training:
         """One message at a time: only the selected values, and what they are."""
         if self.private is not None:
             self.private.asked()
+        self.outbox.clear()
         for member, assigned in assignments.values():
-            asked = self.asked(member, assigned)
-            yield train_request(self.config, self.space, asked, self.sent(assigned))
+            yield self.outbox.send(self.asked(member, assigned), self.weights)
 
     def asked(self, member: Member, assigned: Assigned) -> Asked:
         """What is asked of a device in the coming round."""
@@ -202,8 +206,12 @@ class Training:
         rate, noise = self.learning_rate(), self._own_noise()
         return Asked(member, assigned, self.round + 1, rate, kept, noise)
 
-    def sent(self, assigned: Assigned) -> Flat:
-        """The values that a device gets with a subnet."""
+    def admit(self, intake: Intake, asked: Asked, answer: Answer[TrainReply]) -> Good | None:
+        """The update in an answer, checked; None where there is none that counts."""
+        return intake.admit(asked, self.outbox.answered(asked, answer, self.weights), answer)
+
+    def _whole(self, assigned: Assigned) -> Flat:
+        """A subnet's values as they are now."""
         return gather(self.weights, assigned.regions(self.space))
 
     def learning_rate(self) -> float:
@@ -226,15 +234,16 @@ class Training:
         for one in asked.values():
             intake.asked(one)
         work = self.open(list(asked.values()), intake, fleet)
-        enough = self.config.round.enough(len(asked))
+        enough, admit = self.config.round.enough(len(asked)), partial(self.admit, intake)
         if self.groups is not None:
             own, low_bits = Buffer(self.shelf()), self.config.aggregation.low_bits
             gathering = Gathering(self.groups, intake, work, own, low_bits)
-            goods = gathering.goods(self.weights, asked, self.sent, answers, enough)
+            goods = gathering.goods(self.weights, asked, self._whole, answers, enough)
         elif enough is None:
-            goods = all_good(intake, asked, self.sent, answers)
+            goods = all_good(admit, asked, answers)
         else:
-            goods = first_good(intake, asked, self.sent, answers, Buffer(self.shelf()), enough)
+            buffer = Buffer(self.shelf())
+            goods = first_good(admit, asked, answers, buffer, enough, intake.books)
         return self.close(work, goods, intake, begin)
 
     def rest(self) -> None:
@@ -297,7 +306,7 @@ class Training:
             coverage=self.coverage.update(merged.trained, self.share.in_round(self.round).names),
             oldest=self.coverage.oldest(),
             train_macs=tally.train_macs,
-            bytes_sent=sum(sent_bytes(self.space, one.assigned) for one in asked),
+            bytes_sent=sum(self.outbox.sent_bytes(one) for one in asked),
             bytes_received=tally.bytes_received,
             seconds=time.perf_counter() - begin,
             staleness=tally.staleness / max(tally.accepted, 1),
@@ -365,8 +374,3 @@ class Training:
             self.round, self.weights, self.optimizer.state, self.coverage.ages, notes
         )
         self.store.write(state)
-
-
-def sent_bytes(space: Space, assigned: Assigned) -> int:
-    """Bytes of the values sent for one subnet."""
-    return 4 * sum(math.prod(shape) for shape in shapes_of(assigned.regions(space)).values())

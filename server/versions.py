@@ -26,8 +26,7 @@ from .exchange import Answer, Exchange, Flight
 from .fleet import Fleet, Member, Roll
 from .intake import Asked, Intake
 from .samplers.assigned import Assigned
-from .shelf import Buffer, Place
-from .train_request import train_request
+from .shelf import Buffer
 from .training import RoundReport, Training
 
 ROLL_CALL_S = 10.0
@@ -61,8 +60,8 @@ class Versions:
         self._buffer_size, self._clock = self._limits.buffer, exchange.clock
         self._flight = Flight(exchange, TrainReply, self._limits.deadline_s)
         self._profiles = Flight(exchange, DeviceProfile, roll.deadline_s)
-        self._shelf = training.shelf()
-        self._out: dict[int, tuple[Asked, Place]] = {}
+        self._shelf = training.outbox.shelf
+        self._out: dict[int, Asked] = {}
         self._next_call_s = self._clock.monotonic()
 
     def next(self) -> RoundReport | None:
@@ -91,7 +90,7 @@ class Versions:
         away = self._roll.away(self._limits.min_replies, wait_s)
         fleet = self._roll.fleet()
         # By name: a device that came back as another node waits until its old request has ended.
-        names = {asked.member.name for asked, _ in self._out.values()}
+        names = {asked.member.name for asked in self._out.values()}
         working = {member.node for member in fleet.members.values() if member.name in names}
         buffer, intake = Buffer(self._shelf), self._training.intake()
         version = _Version(fleet, intake, buffer, {*away, *working})
@@ -126,11 +125,9 @@ class Versions:
             self._ask(*version.queue.pop(0))
 
     def _ask(self, member: Member, assigned: Assigned) -> None:
-        training, sent = self._training, self._training.sent(assigned)
-        asked = training.asked(member, assigned)
-        self._out[member.node] = asked, self._shelf.put(sent)
-        request = train_request(training.config, training.space, asked, sent)
-        self._flight.send(request, str(asked.number))
+        training = self._training
+        asked = self._out[member.node] = training.asked(member, assigned)
+        self._flight.send(training.outbox.send(asked, training.weights), str(asked.number))
 
     def _collect(self, version: _Version) -> bool:
         """Take what has come until the version is complete; whether anything has."""
@@ -144,10 +141,10 @@ class Versions:
         return came
 
     def _take(self, version: _Version, answer: Answer[TrainReply]) -> None:
-        asked, place = self._out.pop(answer.node)
+        asked = self._out.pop(answer.node)
         version.ended.append(asked)
         version.intake.asked(asked)
-        good = version.intake.admit(asked, self._shelf.take(place), answer)
+        good = self._training.admit(version.intake, asked, answer)
         if good is not None:
             version.buffer.add(good)
 

@@ -5,6 +5,7 @@ owes, holds, or keeps to itself) is kept where it belongs in the shared weights,
 the indices need that were seen so far.
 """
 
+import hashlib
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -131,6 +132,20 @@ def _ascending(index: NDArray[np.int32], size: int) -> bool:
         return False
     edges = np.concatenate([[-1], index, [size]])
     return bool((np.diff(edges) > 0).all())
+
+
+def cells(patches: Patches) -> int:
+    """How many values there is room for."""
+    return sum(patch.values.size for patch in patches.values())
+
+
+def digest(patches: Patches) -> str:
+    """sha256 over names, indices and values, 64 hex digits: equal for equal ones on any machine."""
+    found = hashlib.sha256()
+    for key, array in sorted(_arrays(patches).items()):
+        found.update(f"{key}{array.shape}".encode())
+        found.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return found.hexdigest()
 
 
 def to_bytes(patches: Patches, run: str) -> bytes:

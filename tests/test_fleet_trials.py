@@ -113,6 +113,38 @@ def test_tables_are_made_of_paired_differences(monkeypatch: pytest.MonkeyPatch) 
     assert {row["against plain"] for row in others} == {"", "+0.00 ± 0.00"}
 
 
+def test_the_table_of_codecs_counts_bytes_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(given: Any, seeds: Any, jobs: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "trial": trial.name, "seed": seed, "mean": 0.8, "rounds": 2,
+                "bytes_sent": 3e6 if "downlink" in trial.sections else 1.2e7,
+                "bytes_received": 1e6 if "codec" in trial.sections else 8e6,
+            }
+            for trial in given for seed in seeds
+        ]  # fmt: skip
+
+    monkeypatch.setattr(fleet_trials, "run_all", made)
+    _, rows = fleet_trials.bench_codec([0, 1])
+    found = {row["codec"]: (row["fewer than none"], row["fewer down"]) for row in rows}
+    assert found["none"] == ("1", "1.0")
+    assert found["sparse"] == ("8", "1.0")
+    assert found["none, int8 down"] == ("1", "4.0")
+    assert found["sparse, int8 down"] == ("8", "4.0")
+    assert all(float(row["encode MB/s"]) > 0 for row in rows if row["codec"].startswith("sparse"))
+
+
+@pytest.mark.usefixtures("on_digits")
+def test_a_trial_with_a_codec_each_way_sends_less_each_way() -> None:
+    coded = {"codec": "sparse", "downlink": "fedzip"}
+    plain, both = (
+        run_trial(Trial(name, sections, budget_macs=2e8), seed=0)
+        for name, sections in (("plain", {}), ("both ways", coded))
+    )
+    assert both["bytes_sent"] < plain["bytes_sent"]
+    assert 20 * both["bytes_received"] < plain["bytes_received"]
+
+
 def test_every_rule_is_timed_against_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedofa.benchmarks.aggregate.COUNTS", (3,))
     monkeypatch.setattr(

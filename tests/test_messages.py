@@ -15,6 +15,7 @@ import torch
 from fedofa.protos import flower, messages
 from fedofa.protos.codec.config import PRESETS as CODECS
 from fedofa.protos.flower import BODY, DTYPE, JSON, VALUES, from_record, to_record
+from fedofa.protos.holding import MOST_HELD, Held, Holding
 from fedofa.protos.manifest import FILE_NAMES, FileEntry, FileKind, Normalization, TensorSpec
 from fedofa.protos.messages import Body, EvaluateReply, MessageError, TrainReply
 from fedofa.protos.recipe import Recipe
@@ -37,6 +38,7 @@ ENTRY = FileEntry(
 )
 ARCH = {"depth": 2, "width": 0.5}
 GROUPS = (messages.SubnetGroup(hull=ARCH, offset=0, archs=(ARCH, {"depth": 1, "width": 0.5})),)
+HELD = Held(round=2, digest="0123456789abcdef" * 4)
 SPACE: dict[str, object] = {"family": "x", "widths": [1, 2], "nested": {"a": None, "b": [1.5]}}
 TENSORS = (("w", (2, 3)), ("scalar", ()))
 BODIES: list[Body] = [
@@ -54,6 +56,7 @@ BODIES: list[Body] = [
         input_shape=(1, 8, 8),
         classes=("a", "b"),
         normalization=Normalization(mean=(0.5,), std=(0.25,)),
+        holds=(HELD,),
     ),
     messages.ProfileRequest(space=SPACE),
     messages.TrainRequest(
@@ -62,7 +65,7 @@ BODIES: list[Body] = [
     ),
     messages.TrainReply(
         run="r", round=1, device="d", arch=ARCH, examples=5, steps=2, loss=0.5, train_macs=10**12,
-        seconds=0.1, tensors=TENSORS,
+        seconds=0.1, tensors=TENSORS, holds=(HELD, HELD),
     ),
     messages.MomentsRequest(space=SPACE, batch_size=2, groups=GROUPS),
     messages.MomentsReply(device="d", counts=({"stem.bn": 7}, {})),
@@ -518,3 +521,27 @@ def test_noise_travels_without_a_codec_only() -> None:
     assert messages.TrainRequest.from_json(found.to_json()) == found
     coded = found.model_copy(update={"codec": CODECS["exact"]})
     assert "noise does not go with a codec" in refused(type(coded), with_json(coded.to_json()))
+
+
+@pytest.mark.parametrize("base", [None, HELD])
+def test_what_a_device_is_to_hold_comes_back(base: Held | None) -> None:
+    holding = Holding(codec=CODECS["sparse"], base=base, digest="f" * 64)
+    body = next(body for body in BODIES if isinstance(body, messages.TrainRequest))
+    asked = body.model_copy(update={"round": 3, "holding": holding})
+    assert messages.TrainRequest.from_json(asked.to_json()) == asked
+    fields = json.loads(asked.to_json())
+    for wrong in ({"base": {**HELD.model_dump(), "round": 3}}, {"digest": "f"}, {"codec": 3}):
+        text = json.dumps({**fields, "holding": {**fields["holding"], **wrong}})
+        with pytest.raises(MessageError, match="holding"):
+            messages.TrainRequest.from_json(text)
+
+
+def test_what_a_device_says_it_holds_is_bounded() -> None:
+    reply = next(body for body in BODIES if isinstance(body, TrainReply))
+    text = reply.model_copy(update={"holds": (HELD,) * (MOST_HELD + 1)}).to_json()
+    with pytest.raises(MessageError, match="holds"):
+        TrainReply.from_json(text)
+    for wrong in ({"round": -1}, {"digest": "0" * 63}, {"digest": "G" * 64}):
+        text = reply.model_copy(update={"holds": (HELD.model_copy(update=wrong),)}).to_json()
+        with pytest.raises(MessageError, match="holds"):
+            TrainReply.from_json(text)

@@ -34,6 +34,11 @@ def check(run: "RunConfig") -> None:
             f"[privacy] {given}: a private round's sum is made in one place, with its noise; leave "
             "groups out"
         )
+    if run.downlink is not None:
+        raise UsageError(
+            f"[downlink] {given}: groups know what a device was sent from the weights alone; leave one "
+            "of them out"
+        )
     if run.branches is not None:
         raise UsageError(
             f"[branches] {given}: each branch merges its own devices' updates in the server; leave "
