@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from fedofa.client.batches import resized
 from fedofa.client.data import Floats, Labels
 from fedofa.server.samplers.assigned import Assigned
 from fedofa.supernet.axes import take
+from fedofa.supernet.batch import resized
 from fedofa.supernet.batchnorm import collect, load
 from fedofa.supernet.space import Arch, Space
 from fedofa.supernet.subnet import static

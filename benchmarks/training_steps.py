@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from fedofa.client.allocator import keep_freed_memory
-from fedofa.client.batches import Batch
 from fedofa.client.local_step import LocalStep
 from fedofa.client.optimizers import local_optimizer
 from fedofa.protos.recipe import Recipe
 from fedofa.supernet.axes import regions, take
+from fedofa.supernet.batch import Batch
 from fedofa.supernet.families.catalogue import preset
 from fedofa.supernet.losses.distillation import distillation
 from fedofa.supernet.masked import group_sizes

@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from fedofa.protos.device import DataSource
 from fedofa.server.events import read_events
 from fedofa.server.round_config import RoundConfig
 from fedofa.supernet.precision import Bits
@@ -35,7 +36,8 @@ class Trial:
     """One row: the recipe `fedofa` on Fashion-MNIST with some sections of the configuration changed.
 
     `liars` = (kind, how many); `low_bits` is the width of every second client; `arguments` are the
-    data's; `recipe` replaces fields of the recipe.
+    data's; `recipe` replaces fields of the recipe. `reserved` examples are no client's: they are the
+    server's, in trials whose sections have a proxy table.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Trial:
     liars: tuple[str, int] | None = None
     low_bits: Bits | None = None
     budget_macs: float = 2e11
+    reserved: int = 0
 
 
 def run_trial(trial: Trial, seed: int) -> Record:
@@ -52,8 +55,11 @@ def run_trial(trial: Trial, seed: int) -> Record:
     torch.set_num_threads(1)
     begin = time.process_time()
     base = TASKS["fashion"]
+    held_back = {"reserved": trial.reserved} if trial.reserved else {}
     task = replace(
-        base, budget_macs=trial.budget_macs, arguments={**base.arguments, **trial.arguments}
+        base,
+        budget_macs=trial.budget_macs,
+        arguments={**base.arguments, **trial.arguments, **held_back},
     )
     devices = fleet_of(task.source(seed), list(task.budgets()))
     if trial.low_bits is not None:
@@ -70,7 +76,8 @@ def run_trial(trial: Trial, seed: int) -> Record:
         # A name of its own: what devices remember belongs to a run, and processes outlive trials.
         run = hashlib.sha256(f"{trial.name} {seed}".encode()).hexdigest()[:12]
         limits = {"max_update_ratio": RATIO}
-        config = make(rounds=rounds, **{"name": run, "round": limits, **trial.sections})
+        sections = with_proxy_data(trial, task.source(seed))
+        config = make(rounds=rounds, **{"name": run, "round": limits, **sections})
         tamper = honest if trial.liars is None else Liars(trial.liars[0], nodes(trial.liars[1]))
         federation = Federation(config, devices, Path(folder), tamper)
         spent, last = federation.train()
@@ -91,6 +98,18 @@ def run_trial(trial: Trial, seed: int) -> Record:
         "named": named,
         "cpu_seconds": time.process_time() - begin,
     }
+
+
+def with_proxy_data(trial: Trial, source: DataSource) -> dict[str, Any]:
+    """The trial's sections; their proxy table says where what was reserved is found."""
+    if "proxy" not in trial.sections:
+        return dict(trial.sections)
+    data = {
+        "data": f"{source.function}_reserved",
+        "data_root": source.root,
+        "arguments": {"reserved": trial.reserved, "seed": source.arguments["seed"]},
+    }
+    return {**trial.sections, "proxy": {**data, **trial.sections["proxy"]}}
 
 
 def nodes(count: int) -> frozenset[int]:

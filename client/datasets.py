@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..protos.manifest import Normalization
 from ..supernet.errors import UsageError
 from .data import ClientData, Examples
-from .partition import dirichlet, held_out, long_tail
+from .partition import Rows, dirichlet, held_out, long_tail
 
 TEST_FRACTION = 0.25
 VALIDATION_FRACTION = 0.2
@@ -22,16 +22,30 @@ GREY_SCALE = Normalization(mean=(127.5,), std=(127.5,))
 
 
 def digits(
-    root: str | None = None, *, client: int, clients: int, alpha: float = 0.5, seed: int = 0
+    root: str | None = None,
+    *,
+    client: int,
+    clients: int,
+    alpha: float = 0.5,
+    seed: int = 0,
+    reserved: int = 0,
 ) -> ClientData:
     """One client's part of scikit-learn's 8×8 digits (1,797 images, 10 classes).
 
-    A quarter of the images, the same for every client, is held out and never given to any.
+    A quarter of the images, the same for every client, is held out and never given to any; so are
+    `reserved` others, which are the server's.
     """
     everything = _digits()
-    known, _ = held_out(len(everything), TEST_FRACTION, seed)
+    known, _ = _known_digits(everything, seed, reserved)
     mine = dirichlet(everything.y[known], clients, alpha, seed)[client]
     return _client(everything.take(known[mine]), DIGITS, DIGITS_SCALE, seed + client)
+
+
+def digits_reserved(root: str | None = None, *, reserved: int, seed: int = 0) -> ClientData:
+    """The digits that clients of the same seed and `reserved` leave to the server."""
+    everything = _digits()
+    _, kept_back = _known_digits(everything, seed, reserved)
+    return _server(everything.take(kept_back), DIGITS, DIGITS_SCALE)
 
 
 def digits_test(root: str | None = None, *, seed: int = 0) -> Examples:
@@ -40,7 +54,7 @@ def digits_test(root: str | None = None, *, seed: int = 0) -> Examples:
     return everything.take(held_out(len(everything), TEST_FRACTION, seed)[1])
 
 
-def mnist(
+def mnist(  # noqa: PLR0913 - one parameter an option
     root: str | None,
     *,
     client: int,
@@ -48,18 +62,27 @@ def mnist(
     alpha: float = 0.5,
     seed: int = 0,
     tail: float = 1.0,
+    reserved: int = 0,
 ) -> ClientData:
     """One client's part of MNIST or Fashion-MNIST: 28×28 images from IDX files in a folder.
 
     The folder holds train-images-idx3-ubyte and train-labels-idx1-ubyte, gzipped or not. With `tail`
     the classes are made long-tailed first: the last has so many times fewer images than the first.
+    No client is given the `reserved` images of the server, which have no tail.
     """
     images, labels = _idx(_folder(root), "train")
+    kept, _ = _reserving(len(labels), reserved, seed)
     if tail != 1:
-        kept = long_tail(labels, tail, seed)
-        images, labels = images[kept], labels[kept]
-    mine = dirichlet(labels, clients, alpha, seed)[client]
+        kept = kept[long_tail(labels[kept], tail, seed)]
+    mine = kept[dirichlet(labels[kept], clients, alpha, seed)[client]]
     return _client(_grey(images[mine], labels[mine]), DIGITS, GREY_SCALE, seed + client)
+
+
+def mnist_reserved(root: str | None, *, reserved: int, seed: int = 0) -> ClientData:
+    """The images of the same folder that clients of the same seed and `reserved` leave to the server."""
+    images, labels = _idx(_folder(root), "train")
+    _, kept_back = _reserving(len(labels), reserved, seed)
+    return _server(_grey(images[kept_back], labels[kept_back]), DIGITS, GREY_SCALE)
 
 
 def mnist_test(root: str | None) -> Examples:
@@ -72,6 +95,25 @@ def _client(
 ) -> ClientData:
     train, validation = held_out(len(mine), VALIDATION_FRACTION, seed)
     return ClientData(mine.take(train), mine.take(validation), classes, scale)
+
+
+def _server(mine: Examples, classes: tuple[str, ...], scale: Normalization) -> ClientData:
+    """All of it to learn from; what the server makes is measured on devices."""
+    return ClientData(mine, mine.take(np.empty(0, np.int64)), classes, scale)
+
+
+def _reserving(count: int, reserved: int, seed: int) -> tuple[Rows, Rows]:
+    """(the clients', the server's) rows of `count`."""
+    if not 0 <= reserved < count:
+        raise UsageError(f"reserved = {reserved}; allowed: 0 to {count - 1}, of {count} examples")
+    return held_out(count, reserved / count, seed)
+
+
+def _known_digits(everything: Examples, seed: int, reserved: int) -> tuple[Rows, Rows]:
+    """(the clients', the server's) rows of those digits that are not held out for the test."""
+    known, _ = held_out(len(everything), TEST_FRACTION, seed)
+    kept, kept_back = _reserving(len(known), reserved, seed)
+    return known[kept], known[kept_back]
 
 
 def _digits() -> Examples:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from ..protos.recipe import Recipe
+from ..supernet.batch import Batch
 from ..supernet.cost import cost
 from ..supernet.fake_quant import quantized
 from ..supernet.losses.alpha_divergence import adaptive_divergence
@@ -18,7 +19,6 @@ from ..supernet.losses.surgery import project
 from ..supernet.precision import FLOAT_BITS
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import on_views
-from .batches import Batch
 from .passes import FORWARD, FORWARD_AND_BACKWARD, InTurn, OnePass
 
 

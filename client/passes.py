@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..supernet.axes import Region, accumulate, shape_of, view
+from ..supernet.batch import Batch
 from ..supernet.cost import cost
 from ..supernet.masked import check_masked, group_sizes, masked
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import on_views, regions_within
-from .batches import Batch
 
 Leaves = Mapping[str, Tensor]
 FORWARD, FORWARD_AND_BACKWARD = 1, 3

@@ -35,13 +35,13 @@ from ..protos.messages import (
 )
 from ..protos.subnets import set_statistics, unpack
 from ..supernet.axes import regions, rolled_regions, without
+from ..supernet.batch import resized
 from ..supernet.batchnorm import collect, load
 from ..supernet.families.catalogue import space_from_dict
 from ..supernet.losses.accuracy import accuracy_count
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import static
 from ..supernet.weights import Flat, part, shapes_of, size_of, split
-from .batches import resized
 from .codec.held import held_states, received
 from .codec.reply import reply_values
 from .data import ClientData, Floats

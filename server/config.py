@@ -20,6 +20,7 @@ from ..supernet.cost import Budget
 from ..supernet.errors import UsageError
 from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
 from ..supernet.space import Space
+from . import proxy_config
 from .aggregation.catalogue import AggregationConfig
 from .branches.config import BranchesConfig
 from .codec_config import CodecSection, DownlinkSection, by_name, rounded_to_nearest
@@ -28,6 +29,7 @@ from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
 from .privacy import demands
 from .privacy.config import PrivacyConfig
+from .proxy_config import ProxyConfig
 from .recipes import with_recipe
 from .reputation import ReputationConfig
 from .round_config import RoundConfig
@@ -111,6 +113,7 @@ class RunConfig(_Section):
     share: ShareConfig = ShareConfig()
     privacy: PrivacyConfig | None = None
     branches: BranchesConfig | None = None
+    proxy: ProxyConfig | None = None
     classes: dict[ClassName, ClassConfig]
     search: SearchConfig = SearchConfig()
     export: ExportConfig = ExportConfig()
@@ -159,6 +162,7 @@ class RunConfig(_Section):
             self.branches.check(self, space)
         if self.round.groups is not None:
             group_demands.check(self)
+        proxy_config.check(self)
         if self.privacy is not None:
             demands.check(self, self.privacy)
         for name, bounds in self.classes.items():

@@ -11,6 +11,7 @@ from ..supernet.cost import Budget
 from ..supernet.errors import RunError, UsageError
 from ..supernet.space import Space, plain
 from .config import RunConfig
+from .data_form import DataForm
 from .events import EventLog
 from .exchange import Answer, Exchange, Request
 from .limits import Limits, require_fit, training_limits
@@ -162,24 +163,10 @@ class Roll:
         )
 
     def _check_data(self, profile: DeviceProfile) -> None:
-        largest = self.space.input_shape(self.space.largest())
-        if len(profile.input_shape) != len(largest) or profile.input_shape[0] != largest[0]:
-            raise UsageError(
-                f"device {profile.device}: examples of shape {profile.input_shape}; "
-                f"the space needs {largest}"
-            )
-        outputs = self.space.layers(self.space.largest())[-1].out_channels
-        if len(profile.classes) != outputs:
-            raise UsageError(
-                f"device {profile.device}: {len(profile.classes)} classes; the space has {outputs}"
-            )
+        owner, mine = f"device {profile.device}", DataForm.of(profile)
+        mine.check(owner, self.space)
         for member in self._known.values():
-            mine, theirs = _form(profile), _form(member.profile)
-            if mine != theirs:
-                raise UsageError(
-                    f"device {profile.device}: data of another form than {member.name}'s "
-                    "(shape, classes and normalization must agree)"
-                )
+            mine.check_same(owner, DataForm.of(member.profile), member.name)
 
     def _complete(self) -> bool:
         limits = self._config.round
@@ -201,7 +188,3 @@ class Roll:
             f"{len(self._known)} of {self._config.round.least_clients} clients {waited} "
             f"(joined: {joined}); see the event log for devices that were left out"
         )
-
-
-def _form(profile: DeviceProfile) -> tuple[object, ...]:
-    return profile.input_shape, profile.classes, profile.normalization

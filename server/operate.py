@@ -14,6 +14,7 @@ from .branches.trained import chosen
 from .config import RunConfig
 from .jobs import EVENTS, JOB_KEY, Job, prepare, refuse_busy
 from .progress import Event, Tail, following
+from .proxy import Proxy
 from .serve import REGISTRY, read_addresses
 from .specialization import RESULTS
 from .submit import stop_run, submit, wait
@@ -39,6 +40,7 @@ def train_job(
     folder = run_folder(state, config)
     if then_specialize:
         _refuse_export(config)
+    Proxy.of(config, config.build_space())  # said here, before there is anything of a run
     prepare(folder, resume=resume)
     return Job(
         "train",

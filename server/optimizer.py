@@ -87,14 +87,33 @@ class ServerOptimizer:
 
     def step(self, previous: Mapping[str, Tensor], merged: Merged) -> Weights:
         """The next shared weights; may take the memory of the merged changes."""
+        shrink = self._config.shrink * merged.shrink
         return {
             name: old
             if merged.trained[name] is False
-            else self._next(name, old, merged.delta[name], merged.trained[name])
+            else self._next(name, old, merged.delta[name], merged.trained[name], shrink)
             for name, old in previous.items()
         }
 
-    def _next(self, name: str, old: Tensor, delta: Tensor, mask: Tensor | bool) -> Tensor:
+    def ahead(self, previous: Mapping[str, Tensor]) -> tuple[Weights, float]:
+        """(base, gain): a step by the change Δ leads to base + gain · Δ, before it is shrunk.
+
+        ValueError with adam and yogi, whose step is no such sum.
+        """
+        config = self._config
+        if config.optimizer == "none":
+            return dict(previous), 1.0
+        if config.optimizer != "momentum":
+            raise ValueError(f"server.optimizer = {config.optimizer}: its step is not linear")
+        by = config.rate * self._momentum
+        return {
+            name: old if (m := self.state.get(f"m/{name}")) is None else old + by * m
+            for name, old in previous.items()
+        }, config.rate
+
+    def _next(
+        self, name: str, old: Tensor, delta: Tensor, mask: Tensor | bool, shrink: float
+    ) -> Tensor:
         config = self._config
         if config.optimizer == "none":
             new = delta.add_(old)
@@ -104,8 +123,8 @@ class ServerOptimizer:
             first = self._decayed("m", name, delta, mask, config.beta1, 1 - config.beta1)
             second = self._squares(name, delta, mask)
             new = old + config.rate * first / (second.sqrt() + config.tau)
-        if config.shrink < 1:
-            new.mul_(config.shrink)
+        if shrink != 1:
+            new.mul_(shrink)
         return new if mask is True else torch.where(torch.as_tensor(mask), new, old, out=new)
 
     def _squares(self, name: str, delta: Tensor, mask: Tensor | bool) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flwr.clientapp import ClientApp
 
+from ..protos.data import client_data
 from ..protos.device import FLEET_KEY, PARTITION_KEY, DataSource, Device
 from ..supernet.errors import UsageError
 from .app import app as server_app
@@ -56,7 +57,7 @@ def simulate(job: Job, backend: str = "local") -> None:
         raise UsageError(f"--backend {backend!r}; allowed: {', '.join(BACKENDS)}")
     fleet = devices(parse_config(job.config), Path(job.folder))
     # Wrong data would only show as a device that is left out; here it is the caller's own.
-    importlib.import_module("fedofa.client.data").client_data(fleet[0].source)
+    client_data(fleet[0].source)
     run_config = {FLEET_KEY: json.dumps([device.to_json() for device in fleet])}
     if backend == "ray":
         from .simulate_ray import run_on_ray  # Ray is an extra

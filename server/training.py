@@ -10,8 +10,9 @@ from typing import Any
 from ..protos.messages import OwnNoise, TrainReply
 from ..supernet.axes import layout
 from ..supernet.errors import RunError
-from ..supernet.space import Space, plain
+from ..supernet.space import Space
 from ..supernet.weights import Flat, digest, gather, initial, size_of
+from .aggregation.fedlaw import Lesson
 from .aggregation.update import Fold
 from .answers import all_good, first_good
 from .books import Books
@@ -20,6 +21,7 @@ from .config import RunConfig
 from .coverage import Coverage
 from .events import EventLog
 from .exchange import Answer, Request
+from .fingerprint import fingerprint
 from .fleet import Fleet, Member
 from .groups.gathering import Gathering
 from .groups.pool import Groups
@@ -30,23 +32,10 @@ from .optimizer import ServerOptimizer
 from .outbox import Outbox
 from .privacy.rounds import PrivateRounds
 from .privacy.statement import statement
+from .proxy import Proxy
 from .samplers.assigned import Assigned
 from .selection import Selection
 from .shelf import Buffer, Shelf
-
-FINGERPRINT = (
-    "seed",
-    "recipe",
-    "sampler",
-    "server",
-    "aggregation",
-    "reputation",
-    "codec",
-    "share",
-    "classes",
-)
-UNTIL_THE_END = ("growing", "ramp", "maxnet", "delayed", "importance")
-"""Sampling methods whose draws depend on how many rounds there will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +95,7 @@ class Training:
             if config.privacy is None
             else PrivateRounds(config.privacy, config.round.rounds, store.folder)
         )
+        self.proxy = Proxy.of(config, space)
         self._rule_memory: Mapping[str, Any] = {}
         self._shapes = {name: tensor.shape for name, tensor in layout(space).items()}
         self.outbox = Outbox(config, space, self.shelf(), store.folder)
@@ -147,28 +137,7 @@ class Training:
 
     def fingerprint(self) -> dict[str, object]:
         """The parts of the configuration that decide the weights."""
-        dump = self.config.model_dump(mode="json")
-        parts = {key: dump[key] for key in FINGERPRINT}
-        names = ["max_update_ratio", "max_examples_ratio", "max_weight_share"]
-        # Where the end is part of what decides the weights, it is part of the fingerprint.
-        server = self.config.server
-        if (
-            self.config.recipe.lr_schedule == "cosine"
-            or self.config.sampler.kind in UNTIL_THE_END
-            or (server.optimizer == "momentum" and server.momentum is None)
-        ):
-            names.append("rounds")
-        if self.config.round.clients is not None:
-            names.append("clients")
-        if self.config.round.mode == "async":
-            names += ["mode", "buffer", "staleness_power"]
-        for name in ("privacy", "branches"):
-            if dump[name] is not None:
-                parts[name] = dump[name]
-        if self.config.downlink is not None:
-            parts["downlink"] = self.config.downlink.codec().model_dump(mode="json")
-        rounds = {name: dump["round"][name] for name in names}
-        return {**parts, "round": rounds, "space": plain(self.space.to_dict())}
+        return fingerprint(self.config, self.space)
 
     @property
     def over(self) -> bool:
@@ -187,6 +156,8 @@ class Training:
         """
         if self.private is not None:
             self.private.config.check_clients(len(fleet.members))
+        if self.proxy is not None:
+            self.proxy.check_fleet(fleet)
         for name in self.selection.release(self.round + 1, fleet, busy):
             self.books().released(name)
         ages = self.coverage.ages
@@ -296,6 +267,8 @@ class Training:
         self.selection.learn(books.number, members, ages, tally.outcomes)
         self._rule_memory = merged.memory
         self.weights = self.optimizer.step(self.weights, merged)
+        if self.proxy is not None:
+            self.weights = self.proxy.tuned(self.weights, asked, books)
         self.round = books.number
         report = RoundReport(
             round=self.round,
@@ -326,9 +299,16 @@ class Training:
 
     def _fold(self, asked: Sequence[Asked]) -> Fold:
         if self.private is None:
-            return self.config.aggregation.fold(self._shapes, self._rule_memory)
+            return self.config.aggregation.fold(
+                self._shapes, self._rule_memory, self._lesson(asked)
+            )
         regions = [one.assigned.regions(self.space) for one in asked]
         return self.private.fold(self._shapes, regions)
+
+    def _lesson(self, asked: Sequence[Asked]) -> Lesson | None:
+        if self.proxy is None:
+            return None
+        return self.proxy.lesson(asked, self.round + 1, self.optimizer, self.weights)
 
     def _own_noise(self) -> OwnNoise | None:
         return None if self.private is None else self.private.own_noise()

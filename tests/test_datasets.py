@@ -7,10 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedofa.client.datasets import digits, digits_test, mnist, mnist_test
+from fedofa.client.datasets import (
+    digits,
+    digits_reserved,
+    digits_test,
+    mnist,
+    mnist_reserved,
+    mnist_test,
+)
 from fedofa.client.partition import dirichlet
 from fedofa.supernet.errors import UsageError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 DATA = Path(os.environ.get("FEDOFA_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -36,6 +43,30 @@ def test_no_client_sees_a_held_out_example_whatever_the_split() -> None:
         mine = digits(client=client, clients=5, seed=4, alpha=0.1)
         seen = {image.tobytes() for part in (mine.train, mine.validation) for image in part.x}
         assert not seen & held
+
+
+@given(st.integers(2, 1200), st.integers(0, 99))
+@settings(max_examples=20)
+def test_what_is_reserved_goes_to_the_server_and_to_nobody_else(reserved: int, seed: int) -> None:
+    clients = [digits(client=c, clients=4, seed=seed, reserved=reserved) for c in range(4)]
+    server = digits_reserved(reserved=reserved, seed=seed)
+    assert (len(server.train), len(server.validation)) == (reserved, 0)
+    parts = [part for data in (*clients, server) for part in (data.train, data.validation)]
+    images = [image.tobytes() for part in (*parts, digits_test(seed=seed)) for image in part.x]
+    assert sorted(images) == sorted(image.tobytes() for image in digits_all())
+
+
+def digits_all() -> np.ndarray:
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)[0].astype(np.float32).reshape(-1, 1, 8, 8)
+
+
+def test_no_more_can_be_reserved_than_there_is() -> None:
+    with pytest.raises(UsageError, match="reserved = 1348; allowed: 0 to 1347"):
+        digits(client=0, clients=2, reserved=1348)
+    with pytest.raises(UsageError, match="reserved = -1"):
+        digits_reserved(reserved=-1)
 
 
 @given(st.integers(1, 12), st.floats(0.05, 50), st.integers(0, 2**32), st.integers(130, 300))
@@ -79,6 +110,13 @@ def test_idx_files_are_read(tmp_path: Path, zipped: bool) -> None:
     assert np.array_equal(test.y, labels)
     assert sum(len(p.train) + len(p.validation) for p in
                (mnist(str(tmp_path), client=c, clients=2) for c in range(2))) == 60  # fmt: skip
+    server = mnist_reserved(str(tmp_path), reserved=15, seed=3).train
+    mine = mnist(str(tmp_path), client=0, clients=1, reserved=15, seed=3)
+    together = [server, mine.train, mine.validation]
+    assert (len(server), sum(map(len, together))) == (15, 60)
+    assert sorted(x.tobytes() for part in together for x in part.x) == sorted(
+        image.astype(np.float32).tobytes() for image in images
+    )
 
 
 def test_a_folder_without_the_files_or_with_others_is_said(tmp_path: Path) -> None:

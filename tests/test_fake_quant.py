@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedofa.client.batches import Batch, Step
+from fedofa.client.batches import Step
 from fedofa.client.device import data as data_of
 from fedofa.client.local_step import LocalStep
 from fedofa.client.students import Students
@@ -19,6 +19,7 @@ from fedofa.client.training import LocalTask, train
 from fedofa.protos.device import DataSource, Device
 from fedofa.protos.recipe import Recipe
 from fedofa.supernet.axes import regions, take
+from fedofa.supernet.batch import Batch
 from fedofa.supernet.batchnorm import collect, load
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.fake_quant import quantized

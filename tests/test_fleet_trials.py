@@ -9,8 +9,10 @@ from fedofa.benchmarks import fleet_trials, trials
 from fedofa.benchmarks.aggregate import RULES, bench_aggregate
 from fedofa.benchmarks.fleet_trials import bench_heterogeneity, bench_robust
 from fedofa.benchmarks.liars import KINDS, LIES, Liars
-from fedofa.benchmarks.trials import Trial, run_trial
+from fedofa.benchmarks.trials import Trial, run_trial, with_proxy_data
 from fedofa.client.partition import long_tail
+from fedofa.protos.data import client_data
+from fedofa.protos.device import DataSource
 from fedofa.server.exchange import Answer, Request
 from fedofa.supernet.errors import UsageError
 from hypothesis import given
@@ -89,6 +91,25 @@ def test_a_trial_with_a_liar_ends_finite_and_names_it() -> None:
     assert found["named"].get("client-03") == found["rounds"]
     assert 0 < found["mean"] <= 1
     assert len(found["accuracy"]) == 4
+
+
+def test_a_proxy_table_is_told_where_its_examples_are_and_others_get_none() -> None:
+    source = TASK.source(3)
+    plain = Trial("plain", {"server": {"shrink": 0.9}}, reserved=100)
+    assert with_proxy_data(plain, source) == {"server": {"shrink": 0.9}}
+    tuning = Trial("tuning", {"proxy": {"tune_epochs": 2}}, reserved=100)
+    found = with_proxy_data(tuning, source)["proxy"]
+    assert found.pop("tune_epochs") == 2
+    data = client_data(DataSource(found["data"], found["data_root"], 0, 1, found["arguments"]))
+    everybody = [
+        client_data(
+            DataSource(source.function, source.root, c, TASK.clients, {"seed": 3, "reserved": 100})
+        )
+        for c in range(TASK.clients)
+    ]
+    theirs = {x.tobytes() for one in everybody for p in (one.train, one.validation) for x in p.x}
+    assert len(data.train) == 100
+    assert not theirs & {x.tobytes() for x in data.train.x}
 
 
 def test_tables_are_made_of_paired_differences(monkeypatch: pytest.MonkeyPatch) -> None:

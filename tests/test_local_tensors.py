@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedofa.client.batches import Batch
 from fedofa.client.local_step import LocalStep
 from fedofa.client.local_tensors import LocalTensors
 from fedofa.client.training import LocalTask, train
 from fedofa.protos.recipe import Recipe
 from fedofa.supernet.axes import layout, regions, rolled_regions, take
+from fedofa.supernet.batch import Batch
 from fedofa.supernet.space import Space
 from fedofa.supernet.weights import Flat, gather, part, shapes_of, size_of
 from hypothesis import given, settings

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedofa.client.batches import Batch, Step
+from fedofa.client.batches import Step
 from fedofa.client.students import Students
 from fedofa.protos.recipe import Recipe
 from fedofa.server.assignment import assign
@@ -25,6 +25,7 @@ from fedofa.server.samplers.importance import Importance
 from fedofa.server.samplers.maxnet import MaxNet
 from fedofa.server.samplers.preselect import saliency, score
 from fedofa.supernet.axes import layout, regions, take
+from fedofa.supernet.batch import Batch
 from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.families.mobilenet import MobileNetSpace, Stage

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from fedofa.client.batches import Batch, Step
+from fedofa.client.batches import Step
 from fedofa.client.students import BINS, Students
 from fedofa.protos.recipe import Recipe
+from fedofa.supernet.batch import Batch
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.space import Arch

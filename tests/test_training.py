@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedofa.client.batches import Batch, Step, steps
+from fedofa.client.batches import Step, steps
 from fedofa.client.local_step import LocalStep
 from fedofa.client.students import Students
 from fedofa.client.training import LocalTask, Trained, train
 from fedofa.protos.recipe import Recipe
 from fedofa.supernet.axes import regions, take
+from fedofa.supernet.batch import Batch
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.losses.alpha_divergence import adaptive_divergence

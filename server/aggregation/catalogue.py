@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ...supernet.weights import Shapes
 from .bit_aware import BitAwareMean
 from .clipping import Clipping
+from .fedlaw import FedLaw, Lesson, Pace
 from .krum import Krum, least_updates
 from .order_statistics import Median, TrimmedMean
 from .overlap_mean import OverlapMean
@@ -21,16 +22,20 @@ ONLY = {
     "keep": ("rule", "krum"),
     "disco_a": ("weights", "disco"),
     "disco_b": ("weights", "disco"),
+    "law_epochs": ("rule", "fedlaw"),
+    "law_lr": ("rule", "fedlaw"),
+    "law_shrink": ("rule", "fedlaw"),
 }
 """Fields that only one value of another field uses."""
 USED_BY = {
-    "weights": ("mean", "trimmed_mean", "krum"),
-    "size_power": ("mean", "trimmed_mean", "krum"),
+    "weights": ("mean", "trimmed_mean", "krum", "fedlaw"),
+    "size_power": ("mean", "trimmed_mean", "krum", "fedlaw"),
     "accumulate": ("mean",),
     "low_bits": ("mean",),
 }
 """Fields that some rules leave unread: who gives one there expects what will not happen."""
 TRIM, DISCO_A, DISCO_B = 0.2, 0.5, 0.1
+LAW = Pace(epochs=20, lr=0.01, shrink=True)
 
 
 class AggregationConfig(BaseModel):
@@ -38,7 +43,9 @@ class AggregationConfig(BaseModel):
 
     `rule`: `mean`, the overlap-aware weighted mean; `trimmed_mean` without the share `trim` of the
     lowest and highest values (None: 0.2); `median`; `krum` against `liars` liars, of which the
-    nearest `keep` are merged (None: all but `liars`). `clip` bounds each update to so many times the
+    nearest `keep` are merged (None: all but `liars`); `fedlaw`, the mean with weights and, with
+    `law_shrink`, a shrink factor learned on the [proxy] set in `law_epochs` epochs at the rate `law_lr`
+    (None: 20, 0.01 and true), from the weights that `weights` says. `clip` bounds each update to so many times the
     fleet's median size of change. `weights`: by `examples`, `uniform`, or `disco` (None: a = 0.5,
     b = 0.1). `size_power` p multiplies weights by (values of the subnet / values of the largest)^p,
     for the largest subnets to count more. With the mean, clients that train in at most `low_bits`
@@ -47,7 +54,7 @@ class AggregationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    rule: Literal["mean", "trimmed_mean", "median", "krum"] = "mean"
+    rule: Literal["mean", "trimmed_mean", "median", "krum", "fedlaw"] = "mean"
     trim: float | None = Field(None, ge=0, lt=0.5)
     liars: int | None = Field(None, ge=0)
     keep: int | None = Field(None, ge=1)
@@ -55,6 +62,9 @@ class AggregationConfig(BaseModel):
     weights: Literal["examples", "uniform", "disco"] = "examples"
     disco_a: float | None = Field(None, ge=0)
     disco_b: float | None = Field(None, ge=0)
+    law_epochs: int | None = Field(None, ge=1)
+    law_lr: float | None = Field(None, ge=0)
+    law_shrink: bool | None = None
     size_power: float = Field(0.0, ge=0, le=4)
     low_bits: int = Field(4, ge=0, le=32)
     accumulate: Literal["float32", "float64"] = "float32"
@@ -87,9 +97,12 @@ class AggregationConfig(BaseModel):
         """How many updates a round must have for the rule's claim to hold."""
         return least_updates(self.liars or 0) if self.rule == "krum" else 1
 
-    def fold(self, shapes: Shapes, memory: Mapping[str, Any]) -> Fold:
-        """A new round's rule; `memory` is what the last round's result said to remember."""
-        rule = self._rule(shapes)
+    def fold(self, shapes: Shapes, memory: Mapping[str, Any], lesson: Lesson | None = None) -> Fold:
+        """A new round's rule; `memory` is what the last round's result said to remember.
+
+        `lesson` is what fedlaw learns from.
+        """
+        rule = self._rule(shapes, lesson)
         if self.clip is None:
             return rule
         return Clipping(rule, shapes, self.clip, memory.get("median_sizes", ()))
@@ -104,7 +117,7 @@ class AggregationConfig(BaseModel):
         b = DISCO_B if self.disco_b is None else self.disco_b
         return by_discrepancy(holders, a, b)
 
-    def _rule(self, shapes: Shapes) -> Fold:
+    def _rule(self, shapes: Shapes, lesson: Lesson | None) -> Fold:
         dtype = torch.float64 if self.accumulate == "float64" else torch.float32
         if self.rule == "trimmed_mean":
             return TrimmedMean(shapes, TRIM if self.trim is None else self.trim)
@@ -112,6 +125,17 @@ class AggregationConfig(BaseModel):
             return Median(shapes)
         if self.rule == "krum":
             return Krum(shapes, self.liars or 0, self.keep)
+        if self.rule == "fedlaw":
+            if lesson is None:
+                raise ValueError("fedlaw learns from a proxy set, and none was given")
+            return FedLaw(shapes, lesson, self._pace(), dtype)
         if self.low_bits:
             return BitAwareMean(shapes, self.low_bits, dtype)
         return OverlapMean(shapes, dtype)
+
+    def _pace(self) -> Pace:
+        return Pace(
+            LAW.epochs if self.law_epochs is None else self.law_epochs,
+            LAW.lr if self.law_lr is None else self.law_lr,
+            LAW.shrink if self.law_shrink is None else self.law_shrink,
+        )

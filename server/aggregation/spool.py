@@ -7,7 +7,7 @@ temporary file, and a rule looks at a few rows of one shared tensor at a time, o
 import math
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import IO
@@ -71,9 +71,9 @@ class Spool:
     def __len__(self) -> int:
         return len(self._stored)
 
-    def updates(self) -> Iterator[Update]:
-        """All updates in the order in which they came, one in memory at a time."""
-        for stored in self._stored:
+    def updates(self, order: Sequence[int] | None = None) -> Iterator[Update]:
+        """All updates in the order in which they came, or these; one in memory at a time."""
+        for stored in self._stored if order is None else [self._stored[k] for k in order]:
             size = sum(math.prod(shape_of(region)) for region in stored.light.where.values())
             yield replace(stored.light, delta=self._read(stored.at, size))
 

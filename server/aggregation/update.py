@@ -34,6 +34,7 @@ class Merged:
 
     `delta` holds the tensors that somebody trained, in full shape; `trained` says of every shared
     tensor which of its values were: a mask, or all, or none. A value that was not has no change.
+    Weights that were trained are multiplied by `shrink` after the server's step.
     `notes` are a rule's remarks, in words; `suspects` devices whose updates it left out or cut, with
     a reason code. `memory` is what the rule must be told in the next round, JSON values. `counted`
     says of devices whose updates count less than their weight which share of it does, 0 to 1.
@@ -45,6 +46,7 @@ class Merged:
     notes: tuple[str, ...] = ()
     memory: Mapping[str, Any] = field(default_factory=dict)
     counted: Mapping[str, float] = field(default_factory=dict)
+    shrink: float = 1.0
 
 
 class Fold(Protocol):
