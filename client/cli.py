@@ -153,12 +153,16 @@ def join(
     memory: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for what it remembers between rounds.")
     ] = DEFAULT_MEMORY,
+    trust: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What it asks of secure sums, and whose keys (TOML)."),
+    ] = None,
 ) -> None:
     """Take part in training with this device's own data, until Ctrl-C."""
-    from .enrol import Reach, describe, source, take_part
+    from .enrol import Reach, describe, source, take_part, trusting
 
     where = source(data, data_root, client, clients, data_arg or [])
-    device = describe(name, device_class, profile, where, threads, memory)
+    device = trusting(describe(name, device_class, profile, where, threads, memory), trust)
 
     def joined(_node: int) -> None:
         typer.echo(f"{device.name} joined {server}")

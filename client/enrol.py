@@ -4,7 +4,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,16 @@ def describe(
         raise UsageError(f"--device-class {class_name(device)!r}: letters, digits, '.', '_', '-'")
     declared(device)
     return device
+
+
+def trusting(device: Device, trust: Path | None) -> Device:
+    """The device with its trust file, which is read and checked here; UsageError names what is wrong."""
+    if trust is None:
+        return device
+    from .privacy.trust_file import read_trust  # needs cryptography, which comes with flwr
+
+    read_trust(trust.resolve(), device.name)  # kept: processes that are forked later do not read it
+    return replace(device, trust=str(trust.resolve()))
 
 
 def take_part(device: Device, reach: Reach, on_joined: Callable[[int], None]) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,22 +33,22 @@ from ..protos.messages import (
     tensor_shapes,
 )
 from ..protos.subnets import set_statistics, unpack
-from ..supernet.axes import regions, rolled_regions, without
+from ..supernet.axes import regions
 from ..supernet.batch import resized
 from ..supernet.batchnorm import collect, load
 from ..supernet.families.catalogue import space_from_dict
 from ..supernet.losses.accuracy import accuracy_count
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import static
-from ..supernet.weights import Flat, part, shapes_of, size_of, split
-from .codec.held import held_states, received
+from ..supernet.weights import shapes_of, size_of, split
+from .codec.held import held_states
 from .codec.reply import reply_values
 from .data import ClientData, Floats
 from .device import class_name, declared
 from .device import data as data_of
-from .local_tensors import local_tensors, own_values
+from .local_tensors import own_values
 from .profile import profile
-from .training import LocalTask, train
+from .update_task import floats, local_update, octets
 
 
 def run_profile(device: Device, body: ProfileRequest, _values: Values | None) -> DeviceProfile:
@@ -68,39 +67,22 @@ def run_train(
 
     Tensors that are to stay are not in it.
     """
-    begin = time.perf_counter()
-    space = space_from_dict(body.space)
-    arch = space.arch(body.arch)
-    where = rolled_regions(space, arch, body.offset) if body.offset else regions(space, arch)
-    shapes, staying = shapes_of(where), {*body.local, *body.frozen}
-    if body.tensors != tensor_shapes(shapes) or not staying <= shapes.keys():
-        raise MessageError("the manifest does not list the tensors of the assigned subnet")
-    sent, holds = received(device, body, space, where, values)
-    own = local_tensors(device, body.run, space) if body.local else None
-    flat = own.begin(body.round, sent, where, body.local) if own else sent.copy()
-    data = data_of(device)
-    key, bits = (body.seed, body.round, device.name), declared(device).train_bits
-    task = LocalTask(space, arch, body.recipe, body.lr, key, bits, frozenset(body.frozen))
-    x = data.normalized(data.train.x)
-    done = train(task, split(flat, shapes), x, data.train.y)
-    if own:
-        own.keep(body.round, flat, where, body.local)
-    leaving = without(where, staying)
-    before, after = (part(values, shapes, leaving.keys()) for values in (sent, flat))
+    found = local_update(device, body, values)
     reply = TrainReply(
         run=body.run,
         round=body.round,
         device=device.name,
-        arch=dict(arch),
-        examples=len(data.train),
-        steps=done.steps,
-        loss=done.loss,
-        train_macs=done.train_macs,
-        seconds=time.perf_counter() - begin,
-        tensors=tensor_shapes(shapes_of(leaving)),
-        holds=holds,
+        arch=dict(found.arch),
+        examples=found.examples,
+        steps=found.done.steps,
+        loss=found.done.loss,
+        train_macs=found.done.train_macs,
+        seconds=found.seconds,
+        tensors=tensor_shapes(shapes_of(found.leaving)),
+        holds=found.holds,
     )
-    return reply, reply_values(device, body, space, leaving, before, after)
+    parts = found.space, found.leaving, found.before, found.after
+    return reply, reply_values(device, body, *parts)
 
 
 def run_moments(
@@ -111,7 +93,7 @@ def run_moments(
     data = data_of(device)
     x = data.normalized(data.train.x[: body.max_examples])
     counts, parts = [], []
-    for arch, module in unpack(space, body.groups, _floats(values), with_statistics=False):
+    for arch, module in unpack(space, body.groups, floats(values), with_statistics=False):
         moments = collect(module, _batches(space, arch, x, body.batch_size, least=2))
         counts.append({name: layer.count for name, layer in moments.items()})
         parts += [part for layer in moments.values() for part in (layer.total, layer.squares)]
@@ -121,7 +103,7 @@ def run_moments(
 
 def run_evaluate(device: Device, body: EvaluateRequest, values: Values | None) -> EvaluateReply:
     """Right answers of each subnet on the device's validation examples."""
-    space, flat = space_from_dict(body.space), _floats(values)
+    space, flat = space_from_dict(body.space), floats(values)
     data, size, correct = data_of(device), body.batch_size, []
     if body.personal is not None:
         flat = own_values(device, body.personal, space, body.groups, flat)
@@ -136,7 +118,7 @@ def run_evaluate(device: Device, body: EvaluateRequest, values: Values | None) -
 
 def run_ranges(device: Device, body: RangesRequest, values: Values | None) -> RangesReply:
     """Activation ranges of exported float files over the device's training examples."""
-    blob, at, found = _bytes(values), 0, []
+    blob, at, found = octets(values, "files"), 0, []
     data = data_of(device)
     x = data.normalized(data.train.x[: body.max_examples])
     for kind, shape, size in body.files:
@@ -152,7 +134,7 @@ def run_verify(device: Device, body: VerifyRequest, values: Values | None) -> Ve
     """How exported files do on the device's validation examples, beside the subnet in PyTorch."""
     space = space_from_dict(body.space)
     data = data_of(device)
-    blob, at, verdicts = _bytes(values), 0, []
+    blob, at, verdicts = octets(values, "files"), 0, []
     for item in body.items:
         size = 4 * item.values + sum(entry.size_bytes for entry in item.files)
         if at + size > len(blob):
@@ -216,15 +198,3 @@ def _batches(space: Space, arch: Arch, x: Floats, size: int, *, least: int) -> I
         batch = torch.from_numpy(x[begin : begin + size])
         if len(batch) >= least:
             yield resized(batch, space.input_shape(arch))
-
-
-def _floats(values: Values | None) -> Flat:
-    if values is None or values.dtype != np.float32:
-        raise MessageError("a float32 array of weights is expected")
-    return values  # type: ignore[return-value]
-
-
-def _bytes(values: Values | None) -> bytes:
-    if values is None or values.dtype != np.uint8:
-        raise MessageError("a uint8 array of files is expected")
-    return values.tobytes()

@@ -35,6 +35,7 @@ class Device:
 
     Bits that it gives count more than its profile file's: simulated devices have no file. `memory`
     is a folder for what the device must remember from round to round; None: this process's memory.
+    `trust` is a file of what it asks of secure sums.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Device:
     train_bits: Bits | None = None
     infer_bits: Bits | None = None
     memory: str | None = None
+    trust: str | None = None
 
     def __post_init__(self) -> None:
         for field_name in ("train_bits", "infer_bits"):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..supernet.axes import Regions
-from ..supernet.weights import Shapes
+from ..supernet.weights import Shapes, size_of
 
 Places = NDArray[np.int64]
 
@@ -36,13 +36,23 @@ def places(shared: Shapes, where: Regions) -> Places:
 
 @dataclass(frozen=True, eq=False)
 class PlacesOfDevices(Mapping[str, Places]):
-    """Device → places, worked out when asked for: those of all would take 8 bytes a value."""
+    """Device → places, worked out when asked for: those of all would take 8 bytes a value.
+
+    Behind the supernet's own values lie so many `figures`, which every device has.
+    """
 
     shared: Shapes
     where: Mapping[str, Regions]
+    figures: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many values there are, the figures too."""
+        return size_of(self.shared) + self.figures
 
     def __getitem__(self, name: str) -> Places:
-        return places(self.shared, self.where[name])
+        behind = np.arange(self.size - self.figures, self.size)
+        return np.concatenate([places(self.shared, self.where[name]), behind])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.where)

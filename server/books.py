@@ -69,6 +69,18 @@ class Books:
         """What the rule of aggregation has to say."""
         self._event("aggregation_note", note=note)
 
+    def summed(self, devices: int, cells: int, left_out: int, cut: float) -> None:
+        """The secure sum of a round was opened: over so many devices, in so many cells.
+
+        Of `left_out` values that devices trained there is no sum; `cut` is the share of values that
+        devices cut to the sum's bound.
+        """
+        self._event("secure_sum", devices=devices, cells=cells, left_out=left_out, cut=cut)
+
+    def unopened(self, device: str, reason: str) -> None:
+        """A device whose update is in the secure sum did not help to open it."""
+        self._event("no_reveal", device=device, reason=reason)
+
     def abandoned(self, accepted: int, **spent: float) -> None:
         """The round came to nothing; `spent` of a private run's budget is."""
         self._event("round_abandoned", accepted=accepted, **spent)

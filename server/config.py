@@ -27,8 +27,8 @@ from .codec_config import CodecSection, DownlinkSection, by_name, rounded_to_nea
 from .groups import demands as group_demands
 from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
-from .privacy import demands
-from .privacy.config import PrivacyConfig
+from .privacy import demands, secure_demands
+from .privacy.config import PrivacyConfig, SecureConfig
 from .proxy_config import ProxyConfig
 from .recipes import with_recipe
 from .reputation import ReputationConfig
@@ -114,6 +114,7 @@ class RunConfig(_Section):
     privacy: PrivacyConfig | None = None
     branches: BranchesConfig | None = None
     proxy: ProxyConfig | None = None
+    secure: SecureConfig | None = None
     classes: dict[ClassName, ClassConfig]
     search: SearchConfig = SearchConfig()
     export: ExportConfig = ExportConfig()
@@ -165,6 +166,8 @@ class RunConfig(_Section):
         proxy_config.check(self)
         if self.privacy is not None:
             demands.check(self, self.privacy)
+        if self.secure is not None:
+            secure_demands.check(self, self.secure)
         for name, bounds in self.classes.items():
             require_fit(space, bounds.budget(), self.recipe.batch_size, f"classes.{name}")
             size_bytes = largest_int8_bytes(self.export.formats, space.layers(space.smallest()))

@@ -35,7 +35,7 @@ def fingerprint(config: RunConfig, space: Space) -> dict[str, object]:
         names.append("clients")
     if config.round.mode == "async":
         names += ["mode", "buffer", "staleness_power"]
-    for name in ("privacy", "branches"):
+    for name in ("privacy", "secure", "branches"):
         if dump[name] is not None:
             parts[name] = dump[name]
     if config.downlink is not None:

@@ -101,10 +101,14 @@ class Intake:
             self.books.missing(name, found.reason)
             return None
         if isinstance(found, RefusedUpdate):
-            self.refused += 1
-            self.books.refused(name, found, overtaken=self.age(asked) > 0)
+            self.refuse(name, found, overtaken=self.age(asked) > 0)
             return None
         return found
+
+    def refuse(self, name: str, refusal: RefusedUpdate, overtaken: bool = False) -> None:
+        """Count an answer that was refused; that its weights were `overtaken` is no fault."""
+        self.refused += 1
+        self.books.refused(name, refusal, overtaken)
 
     def age(self, asked: Asked) -> int:
         """How many versions old the weights are that a device was sent."""

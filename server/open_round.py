@@ -42,6 +42,7 @@ class Tally:
     loss: float = 0.0
     examples: int = 0
     train_macs: int = 0
+    bytes_sent: int = 0
     bytes_received: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
 

@@ -7,6 +7,7 @@ reply at a time, and goes on from a checkpoint.
 
 from collections.abc import Callable, Iterable
 from contextlib import closing, nullcontext
+from functools import partial
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -21,6 +22,8 @@ from .events import EventLog
 from .exchange import Exchange, to_answer, to_message
 from .fleet import Fleet, Roll
 from .open_round import Assignments
+from .privacy.config import SecureConfig
+from .secure_round import secure_round
 from .training import RoundReport, Training
 from .versions import Versions
 
@@ -74,26 +77,39 @@ class SupernetStrategy(Strategy):
         if isinstance(training, BranchedTraining):
             return self._rounds(self._round)
         if training.config.round.mode == "sync":
+            secure = training.config.secure
+            one = self._round if secure is None else partial(self._secure, training, secure)
             with training.groups or nullcontext():
-                return self._rounds(self._round)
+                return self._rounds(one)
         with closing(Versions(training, self._roll, self._exchange)) as versions:
             return self._rounds(versions.next)
 
     def _round(self) -> RoundReport | None:
         """Ask, and wait for the answers."""
         training, limits = self._training, self._training.config.round
-        self._roll.refresh()
-        away = self._roll.away(limits.min_replies, limits.deadline_s)
-        fleet = self._roll.fleet()
-        assignments = training.assignments(fleet, away)
+        fleet, assignments = self._assigned(limits.min_replies)
         requests, group = training.requests(assignments), str(training.round + 1)
         asking = self._exchange.ask(requests, TrainReply, limits.deadline_s, group)
         with closing(asking) as answers:  # those that are not waited for owe their replies
             return training.finish_round(assignments, fleet, answers)
 
+    def _secure(self, secure: SecureConfig) -> RoundReport | None:
+        """Ask for a sum of updates."""
+        least = max(self._training.config.round.min_replies, secure.least_devices)
+        _, assignments = self._assigned(least)
+        return secure_round(self._training, secure, self._exchange, assignments)
+
+    def _assigned(self, least: int) -> tuple[Fleet, Assignments]:
+        """Who is there and what each of them does, once at least so many are free."""
+        self._roll.refresh()
+        away = self._roll.away(least, self._training.config.round.deadline_s)
+        fleet = self._roll.fleet()
+        return fleet, self._training.assignments(fleet, away)
+
     def _rounds(self, one: Callable[[], RoundReport | None]) -> Result:
         """All rounds that are left."""
         result, config, training = Result(), self._training.config, self._training
+        secured = "" if config.secure is None else ", or than secure.threshold devices left"
         abandoned = 0
         while not training.over:
             report = one()
@@ -101,7 +117,8 @@ class SupernetStrategy(Strategy):
             if abandoned == MAX_ABANDONED:
                 raise RunError(
                     f"round {training.round + 1} was abandoned {abandoned} times: fewer than "
-                    f"min_replies = {config.round.min_replies} good updates; see the event log. "
+                    f"min_replies = {config.round.min_replies} good updates{secured}; see the event "
+                    "log. "
                     "The checkpoint before it is whole: resume when devices are back"
                 )
             if report:
@@ -113,7 +130,9 @@ class SupernetStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message per client, each with its own subnet."""
+        """One message per client, each with its own subnet. RunError where a round takes four."""
+        if self._training.config.secure is not None:
+            raise RunError("a round with [secure] sums takes four messages a device: use start")
         self._fleet = self._roll.fleet()
         self._assignments = self._training.assignments(self._fleet)
         deadline_s = self._training.config.round.deadline_s

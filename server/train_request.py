@@ -23,9 +23,17 @@ class Parcel:
 
 def train_request(config: RunConfig, space: Space, asked: Asked, parcel: Parcel) -> Request:
     """The message; the parcel's values are the shared weights' at the subnet's place."""
+    body = train_body(config, space, asked, parcel.holding)
+    return Request(asked.member.node, body, parcel.array)
+
+
+def train_body(
+    config: RunConfig, space: Space, asked: Asked, holding: Holding | None = None
+) -> TrainRequest:
+    """What is asked; `holding` says what the values that go along are to be added to."""
     assigned, codec = asked.assigned, config.codec
     where = assigned.regions(space)
-    body = TrainRequest(
+    return TrainRequest(
         run=config.name,
         round=asked.number,
         seed=config.seed,
@@ -37,9 +45,8 @@ def train_request(config: RunConfig, space: Space, asked: Asked, parcel: Parcel)
         codec=codec and codec.codec(),
         error_memory=codec is not None and codec.error_memory,
         noise=asked.noise,
-        holding=parcel.holding,
+        holding=holding,
         recipe=assigned.recipe(config.recipe),
         tensors=tensor_shapes(shapes_of(where)),
         **asked.kept.among(where),
     )
-    return Request(asked.member.node, body, parcel.array)

@@ -13,7 +13,7 @@ from ..supernet.errors import RunError
 from ..supernet.space import Space
 from ..supernet.weights import Flat, digest, gather, initial, size_of
 from .aggregation.fedlaw import Lesson
-from .aggregation.update import Fold
+from .aggregation.update import Fold, Merged
 from .answers import all_good, first_good
 from .books import Books
 from .checkpoint import Checkpoint, CheckpointStore
@@ -27,7 +27,7 @@ from .groups.gathering import Gathering
 from .groups.pool import Groups
 from .intake import Asked, Good, Intake
 from .ledger import Ledger
-from .open_round import Assignments, OpenRound, Terms
+from .open_round import Assignments, OpenRound, Tally, Terms
 from .optimizer import ServerOptimizer
 from .outbox import Outbox
 from .privacy.rounds import PrivateRounds
@@ -93,11 +93,11 @@ class Training:
         self.private = (
             None
             if config.privacy is None
-            else PrivateRounds(config.privacy, config.round.rounds, store.folder)
+            else PrivateRounds(config.privacy, config.round.rounds, store.folder, config.secure)
         )
         self.proxy = Proxy.of(config, space)
         self._rule_memory: Mapping[str, Any] = {}
-        self._shapes = {name: tensor.shape for name, tensor in layout(space).items()}
+        self.shapes = {name: tensor.shape for name, tensor in layout(space).items()}
         self.outbox = Outbox(config, space, self.shelf(), store.folder)
 
     def resume(self) -> bool:
@@ -181,7 +181,7 @@ class Training:
         """The update in an answer, checked; None where there is none that counts."""
         return intake.admit(asked, self.outbox.answered(asked, answer, self.weights), answer)
 
-    def _whole(self, assigned: Assigned) -> Flat:
+    def sent(self, assigned: Assigned) -> Flat:
         """A subnet's values as they are now."""
         return gather(self.weights, assigned.regions(self.space))
 
@@ -209,7 +209,7 @@ class Training:
         if self.groups is not None:
             own, low_bits = Buffer(self.shelf()), self.config.aggregation.low_bits
             gathering = Gathering(self.groups, intake, work, own, low_bits)
-            goods = gathering.goods(self.weights, asked, self._whole, answers, enough)
+            goods = gathering.goods(self.weights, asked, self.sent, answers, enough)
         elif enough is None:
             goods = all_good(admit, asked, answers)
         else:
@@ -222,13 +222,13 @@ class Training:
         number, before = self.round + 1, self._digest()
         self.books().done(before, 0.0)
         self.round, self.selection.abandoned = number, 0
-        untrained = dict.fromkeys(self._shapes, False)
+        untrained = dict.fromkeys(self.shapes, False)
         self.coverage.update(untrained, self.share.in_round(number).names)
         self.checkpoint()
 
     def shelf(self) -> Shelf:
         """A place on disk for updates, or for what was sent."""
-        return Shelf(size_of(self._shapes))
+        return Shelf(size_of(self.shapes))
 
     def intake(self) -> Intake:
         """What takes the answers of the coming round."""
@@ -241,7 +241,7 @@ class Training:
 
     def open(self, asked: Sequence[Asked], intake: Intake, fleet: Fleet) -> OpenRound:
         """A round that takes updates; `asked` are all whose answers end in it."""
-        terms = Terms(self.config, self.space, self._shapes, fleet)
+        terms = Terms(self.config, self.space, self.shapes, fleet)
         return OpenRound(terms, asked, self._fold(asked), intake.books)
 
     def close(
@@ -251,16 +251,34 @@ class Training:
 
         None when the round is abandoned for too few good updates: then nothing has changed.
         """
-        books, asked = intake.books, work.asked
         for good in goods:
             work.add(good)
         tally = work.tally
-        if self._too_few(tally.folded, intake.refused):
-            return self._given_up(books, tally.accepted)
-        merged = work.merged()
+        tally.bytes_sent = sum(self.outbox.sent_bytes(one) for one in work.asked)
+        if self.too_few(tally.folded, intake.refused):
+            self.abandon(intake, tally.accepted)
+            return None
+        return self.conclude(work.asked, tally, work.merged(), intake, begin)
+
+    def abandon(self, intake: Intake, accepted: int) -> None:
+        """Give the round up: nothing has changed, and it will be tried again."""
+        self.selection.abandoned += 1
+        if self.private is not None:
+            self.private.abandoned()
+        intake.books.abandoned(accepted, **self._spent())
+
+    def conclude(
+        self, asked: Sequence[Asked], tally: Tally, merged: Merged, intake: Intake, begin: float
+    ) -> RoundReport | None:
+        """Step by a round's merged change, and write the checkpoint.
+
+        None when the change is not finite: then the round is given up.
+        """
+        books = intake.books
         if not all(bool(change.isfinite().all()) for change in merged.delta.values()):
             books.remark("the merged change is not finite: nothing of it is kept")
-            return self._given_up(books, tally.accepted)
+            self.abandon(intake, tally.accepted)
+            return None
         if self.private is not None:
             self.private.published(tally.accepted, len(asked))
         members, ages = [one.member for one in asked], self.coverage.ages
@@ -279,7 +297,7 @@ class Training:
             coverage=self.coverage.update(merged.trained, self.share.in_round(self.round).names),
             oldest=self.coverage.oldest(),
             train_macs=tally.train_macs,
-            bytes_sent=sum(self.outbox.sent_bytes(one) for one in asked),
+            bytes_sent=tally.bytes_sent,
             bytes_received=tally.bytes_received,
             seconds=time.perf_counter() - begin,
             staleness=tally.staleness / max(tally.accepted, 1),
@@ -290,20 +308,11 @@ class Training:
         self.log("round", **told, **self._spent())
         return report
 
-    def _given_up(self, books: Books, accepted: int) -> None:
-        """The round comes to nothing; the weights stay."""
-        self.selection.abandoned += 1
-        if self.private is not None:
-            self.private.abandoned()
-        books.abandoned(accepted, **self._spent())
-
     def _fold(self, asked: Sequence[Asked]) -> Fold:
         if self.private is None:
-            return self.config.aggregation.fold(
-                self._shapes, self._rule_memory, self._lesson(asked)
-            )
+            return self.config.aggregation.fold(self.shapes, self._rule_memory, self._lesson(asked))
         regions = [one.assigned.regions(self.space) for one in asked]
-        return self.private.fold(self._shapes, regions)
+        return self.private.fold(self.shapes, regions)
 
     def _lesson(self, asked: Sequence[Asked]) -> Lesson | None:
         if self.proxy is None:
@@ -313,7 +322,7 @@ class Training:
     def _own_noise(self) -> OwnNoise | None:
         return None if self.private is None else self.private.own_noise()
 
-    def _too_few(self, accepted: int, refused: int) -> bool:
+    def too_few(self, accepted: int, refused: int) -> bool:
         """Whether the round is abandoned.
 
         In a private run a refused update counts as a reply: what is in it must not decide this.

@@ -11,6 +11,7 @@ from ..protos.codec.wire import decode
 from ..protos.flower import Values
 from ..protos.messages import OwnNoise, TensorShapes, TrainReply
 from ..protos.noise import longest
+from ..protos.secure_requests import LetterReply, MaskedReply
 from ..supernet.errors import RefusedUpdate
 from ..supernet.space import Arch
 from ..supernet.weights import Flat
@@ -62,18 +63,30 @@ def checked(expected: Expected, reply: TrainReply, values: Values | None) -> Fla
     return delta
 
 
+def check_sender(
+    reply: TrainReply | MaskedReply | LetterReply, run: str, number: int, device: str
+) -> None:
+    """RefusedUpdate for another run's, round's or device's reply."""
+    if (reply.run, reply.round) != (run, number):
+        raise RefusedUpdate("stale_round", f"it is for run {reply.run}, round {reply.round}")
+    if reply.device != device:
+        raise RefusedUpdate("device", f"it calls itself {reply.device!r}")
+
+
+def check_arch(reply: TrainReply | MaskedReply, arch: Arch) -> None:
+    """RefusedUpdate for another architecture than was assigned."""
+    if dict(reply.arch) != dict(arch):
+        raise RefusedUpdate("assignment_mismatch", "it trained another architecture than assigned")
+
+
 def capped_examples(examples: int, typical_examples: float, max_examples_ratio: float) -> float:
     """How many examples count: no client has more than so many times the fleet's median."""
     return min(float(examples), max_examples_ratio * typical_examples)
 
 
 def _check_header(expected: Expected, reply: TrainReply) -> None:
-    if (reply.run, reply.round) != (expected.run, expected.round):
-        raise RefusedUpdate("stale_round", f"it is for run {reply.run}, round {reply.round}")
-    if reply.device != expected.device:
-        raise RefusedUpdate("device", f"it calls itself {reply.device!r}")
-    if dict(reply.arch) != dict(expected.arch):
-        raise RefusedUpdate("assignment_mismatch", "it trained another architecture than assigned")
+    check_sender(reply, expected.run, expected.round, expected.device)
+    check_arch(reply, expected.arch)
     if reply.tensors != expected.tensors:
         asked = dict(expected.tensors)
         # Quoted and cut: a stranger's words, which end up on a terminal.

@@ -294,10 +294,15 @@ def test_a_cell_is_all_values_that_the_same_devices_cover(data: st.DataObject) -
 
 
 def test_beyond_the_most_cells_the_smallest_are_left_out() -> None:
-    where = {1: np.arange(40), 2: np.arange(40), 3: np.arange(25), 4: np.arange(5)}
+    where = {1: np.arange(40), 2: np.arange(40), 3: np.arange(25), 4: np.arange(5), 5: np.arange(0)}
     found = cell_map(SIZE, list(where), where.__getitem__, 2, most_cells=2)
     assert [cell.size for cell in found.cells] == [20, 15]
     assert found.left_out == 5
+    # What all devices have comes first, however little it is.
+    del where[5]
+    found = cell_map(SIZE, list(where), where.__getitem__, 2, most_cells=2)
+    assert [cell.size for cell in found.cells] == [5, 20]
+    assert found.left_out == 15
 
 
 def test_places_are_where_the_values_lie_in_the_supernet() -> None:

@@ -83,6 +83,12 @@ class SecureClient:
         """What the next call needs, in a later process."""
         return self._state.to_bytes()
 
+    @property
+    def bound(self) -> float:
+        """The largest value that the sum takes; SecrecyError before and after its shares were sent."""
+        state, _ = self._in("shared")
+        return Roster.from_bytes(state.roster)[0].bound
+
     def advertise(self, invitation: bytes) -> bytes:
         """Make this round's keys; the answer has their public halves."""
         found, _ = Invitation.from_bytes(invitation)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...supernet.axes import Region, Regions, Weights, accumulate, index_grid, shape_of
 from ...supernet.weights import Flat, Shapes, size_of
+from .update import Merged
 
 INDEXED_VALUES = 1500
 """Tensors of fewer values are added through an index (measured: both ways cost the same there)."""
@@ -67,6 +68,12 @@ class Frame:
             name: flat[at : at + math.prod(self.shapes[name])].view(self.shapes[name])
             for name, at in self.offsets.items()
         }
+
+    def merged(self, delta: Tensor, trained: Tensor) -> Merged:
+        """A flat change (float32, 0 where nothing was trained) and a flat mask as a rule's result."""
+        masks, changed = self.tensors(trained), self.tensors(delta)
+        told = {name: _all_or(mask) for name, mask in masks.items()}
+        return Merged({name: changed[name] for name, t in told.items() if t is not False}, told)
 
     def placement(self, where: Regions) -> Placement:
         """How updates at `where` are added; remembered for the regions seen last."""
@@ -126,3 +133,9 @@ class Frame:
         if not sources:
             return Placement(False, tuple(blocks))
         return Placement(False, tuple(blocks), torch.cat(sources), torch.cat(targets))
+
+
+def _all_or(mask: Tensor) -> Tensor | bool:
+    if bool(mask.all()):
+        return True
+    return mask if bool(mask.any()) else False

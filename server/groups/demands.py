@@ -34,6 +34,10 @@ def check(run: "RunConfig") -> None:
             f"[privacy] {given}: a private round's sum is made in one place, with its noise; leave "
             "groups out"
         )
+    if run.secure is not None:
+        raise UsageError(
+            f"[secure] {given}: masked updates are added up by the protocol's own sum; leave groups out"
+        )
     if run.downlink is not None:
         raise UsageError(
             f"[downlink] {given}: groups know what a device was sent from the weights alone; leave one "

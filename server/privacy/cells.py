@@ -51,7 +51,8 @@ def cell_map(
     """The cells of a supernet of `size` values; `places` gives those of a device, by its number.
 
     Values that fewer than `least_cover` devices cover belong to none: their sum would say what one
-    device's value is. Nor do those of the smallest cells beyond `most_cells`.
+    device's value is. Nor do those of the smallest cells beyond `most_cells`; what all devices cover
+    counts as the largest, so that figures which they add for a mean are never left out.
     """
     which = _numbered(size, holders, places)
     some = np.zeros(int(which.max(initial=0)) + 1, np.int64)
@@ -59,7 +60,9 @@ def cell_map(
     counts = np.bincount(which, minlength=len(some))
     covers = _covers(size, some, holders, places)
     enough = [n for n in range(len(some)) if len(covers[n]) >= least_cover]
-    chosen = sorted(enough, key=lambda n: (-int(counts[n]), n))[:most_cells]
+    everybody = len(holders)
+    ranked = sorted(enough, key=lambda n: (len(covers[n]) < everybody, -int(counts[n]), n))
+    chosen = ranked[:most_cells]
     number = np.full(len(some), LEFT_OUT, np.int16)
     number[chosen] = np.arange(len(chosen))
     label = number[which]

@@ -4,14 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ...protos.fixed_point import MOST_CLIENTS
 from ...protos.noise import fixed_point_range, share_std
 from ...protos.secure_messages import MOST_CELLS
 from ...supernet.errors import UsageError
 from .accountant import LEAST_NOISE, Accountant, noise_for
 from .adaptive_bound import AdaptiveBound, sum_noise
 from .terms import Terms
+
+BOUND = 4.0
+"""How far a secure run lets a value move in a round where nothing else says it."""
 
 
 class _Table(BaseModel):
@@ -29,23 +33,51 @@ class AdaptiveConfig(_Table):
 class SecureConfig(_Table):
     """Sums that the server sees and updates that it does not (`secure_server.py`).
 
-    `threshold` is the share of a round's devices that must stay to the end; `least_cover` the least
-    number of devices over which a value is summed.
+    `threshold` devices of a round must stay to the end: a share of those asked, with a decimal point,
+    or a number; more than half of them in any case. `least_cover` is the least number of devices over
+    which a value is summed. A value moves by at most `bound` in a round, beyond it is cut; None: by 4 or,
+    with [privacy], by what its clipping lets through. A device may take `letter_s` for a letter other
+    than the training itself.
     """
 
-    threshold: float = Field(2 / 3, gt=0.5, le=1)
+    threshold: int | float = 2 / 3
     least_cover: int = Field(3, ge=2)
     most_cells: int = Field(1024, ge=1, le=MOST_CELLS)
+    bound: float | None = Field(None, gt=0, le=1e6)
+    letter_s: float = Field(60.0, gt=0, le=1e7)
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _count_or_share(cls, value: object) -> object:
+        count = isinstance(value, int) and not isinstance(value, bool) and value >= 2
+        share = isinstance(value, float) and 0.5 < value <= 1
+        if not (count or share):
+            raise ValueError(
+                "a number of devices of at least 2 (10), or a share of those asked, with a decimal "
+                "point, above 0.5 and at most 1.0 (0.7)"
+            )
+        return value
+
+    @property
+    def least_devices(self) -> int:
+        """A round needs so many devices."""
+        return max(self.least_cover, self.threshold if isinstance(self.threshold, int) else 2)
 
     def terms(self, devices: int, bound: float) -> Terms:
-        """One round's terms; UsageError where `devices` are too few for them."""
-        threshold = max(math.ceil(self.threshold * devices), devices // 2 + 1)
-        if devices < max(self.least_cover, 2):
+        """One round's terms; UsageError where `devices` are too few for them, or too many."""
+        if devices < self.least_devices:
             raise UsageError(
-                f"secure.least_cover = {self.least_cover}: the round has {devices} devices; wait for "
-                "more with round.min_clients, or lower it (2 at least)"
+                f"secure.least_cover = {self.least_cover}, threshold = {self.threshold}: the round "
+                f"has {devices} devices; wait for more with round.min_clients, or lower them"
             )
-        return Terms(threshold, self.least_cover, bound, self.most_cells)
+        if devices > MOST_CLIENTS:
+            raise UsageError(
+                f"secure: the round has {devices} devices; at most {MOST_CLIENTS} can be summed. Ask "
+                "fewer with round.clients"
+            )
+        given = self.threshold
+        asked = given if isinstance(given, int) else math.ceil(round(given * devices, 9))
+        return Terms(max(asked, devices // 2 + 1), self.least_cover, bound, self.most_cells)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ def check(run: "RunConfig", privacy: PrivacyConfig) -> None:
         if wrong:
             raise UsageError(message)
     privacy.check_clients(max(run.round.min_clients, sum(run.simulation.clients.values())))
-    privacy.plan(run.round.rounds)
+    privacy.plan(run.round.rounds, run.secure)
 
 
 def _merging(run: "RunConfig") -> Iterator[tuple[bool, str]]:

@@ -123,13 +123,4 @@ def released(
         total.div_(grid).round_().mul_(grid)
     total /= (covered * release.rate).clamp_(min=torch.finfo(torch.float32).tiny)
     delta = torch.where(public, total, 0.0).to(torch.float32)
-    masks = frame.tensors(public)
-    changed = frame.tensors(delta)
-    trained = {name: _all_or(mask) for name, mask in masks.items()}
-    return Merged({name: changed[name] for name, t in trained.items() if t is not False}, trained)
-
-
-def _all_or(mask: Tensor) -> Tensor | bool:
-    if bool(mask.all()):
-        return True
-    return mask if bool(mask.any()) else False
+    return frame.merged(delta, public)

@@ -17,14 +17,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...protos import durable
 from ...protos.messages import OwnNoise
 from ...protos.noise import GaussianNoise, share_std
 from ...supernet.axes import Regions
 from ...supernet.errors import ArtifactError
 from ...supernet.weights import Shapes
-from .config import PrivacyConfig
-from .private_mean import PrivateMean, Release
+from ..aggregation.placement import Frame
+from ..aggregation.update import Merged
+from .config import PrivacyConfig, SecureConfig
+from .private_mean import PrivateMean, Release, cover, released
 
 SPENT = "spent.json"
 
@@ -32,13 +37,22 @@ SPENT = "spent.json"
 class PrivateRounds:
     """A private run between two rounds. `spent` rounds count; `folder` holds its checkpoints.
 
+    With `secure` sums devices clip in either mode, since the server sees no update, and where they add
+    noise, each adds a share of it alone.
+
     `noise` is the server's. Raises UsageError when `rounds` would exceed the budget, ArtifactError
     when the file of what was spent cannot be read: without it nothing may be promised.
     """
 
-    def __init__(self, config: PrivacyConfig, rounds: int, folder: Path) -> None:
-        self.config, self._file = config, folder / SPENT
-        self.plan = config.plan(rounds)
+    def __init__(
+        self,
+        config: PrivacyConfig,
+        rounds: int,
+        folder: Path,
+        secure: SecureConfig | None = None,
+    ) -> None:
+        self.config, self.secure, self._file = config, secure, folder / SPENT
+        self.plan = config.plan(rounds, secure)
         self.noise = GaussianNoise()
         self.spent = _read(self._file)
         self._bound = config.first_bound()
@@ -50,7 +64,7 @@ class PrivateRounds:
         UsageError when `rounds` of it would exceed the budget.
         """
         chosen = float(memory["noise_multiplier"])
-        self.plan = self.config.go_on(chosen, rounds)
+        self.plan = self.config.go_on(chosen, rounds, self.secure)
         self.spent = max(self.spent, int(memory["spent"]))
         if self._bound is not None:
             self._bound = self._bound.at(float(memory["bound"]))
@@ -81,20 +95,37 @@ class PrivateRounds:
 
     def own_noise(self) -> OwnNoise | None:
         """What a device does before it sends its update, or None where the server does it."""
-        if self.config.mode != "local":
-            return None
-        plan = self.plan
-        return OwnNoise(
-            clip=self.bound, std=share_std(self.bound, plan.sum_multiplier, plan.sharers)
-        )
+        if self.config.mode == "local":
+            plan = self.plan
+            std = share_std(self.bound, plan.sum_multiplier, plan.sharers)
+            return OwnNoise(clip=self.bound, std=std)
+        return None if self.secure is None else OwnNoise(clip=self.bound, std=0.0)
+
+    @property
+    def value_range(self) -> float:
+        """The largest value that a device's update can hold, for secure sums."""
+        return self.plan.value_range(self.bound, self.config.mode)
 
     def fold(self, shapes: Shapes, assigned: Iterable[Regions]) -> PrivateMean:
         """This round's merge; `assigned` are the regions of all that were asked."""
-        std = self.plan.server_std(self.bound, self.config.mode)
-        release = Release(std, self.config.rate, self.config.least_cover)
         bound = None if self.config.mode == "local" else self.bound
-        self._open = PrivateMean(shapes, assigned, bound, release, self.noise)
+        self._open = PrivateMean(shapes, assigned, bound, self._release(), self.noise)
         return self._open
+
+    def of_sums(
+        self, shapes: Shapes, assigned: Iterable[Regions], total: Tensor, there: Tensor
+    ) -> Merged:
+        """The same of a sum over devices that clipped (float64, used up), for the values that are `there`.
+
+        Which those are follows from who took part to the end, and from no data.
+        """
+        frame = Frame(shapes)
+        covered = torch.where(there, cover(frame, assigned), 0.0)
+        return released(frame, total, covered, self._release(), self.noise)
+
+    def _release(self) -> Release:
+        std = self.plan.server_std(self.bound, self.config.mode)
+        return Release(std, self.config.rate, self.config.least_cover)
 
     def asked(self) -> None:
         """Devices are about to be asked for updates."""

@@ -60,6 +60,7 @@ from ...protos.secure_messages import (
     Survivors,
 )
 from ...protos.shamir import SHARE_BYTES
+from .advert_keys import check_keys
 from .cells import cell_map
 from .terms import SecureSums, Terms
 from .unmasking import Secret, Unmasking
@@ -115,6 +116,7 @@ class SecureServer:
         if found.name != name:
             raise SecrecyError("sender", f"device {name} calls itself {found.name!r}")
         _whole(name, tail, 0)
+        check_keys(found, self._adverts.values())
         self._adverts[found.holder] = found
 
     def rosters(self) -> dict[str, bytes]:
@@ -203,12 +205,13 @@ class SecureServer:
         self._open.apply(self._total, shares, self._committed)
         point = FixedPoint(self._terms.bound, len(self._places))
         sums, counts = np.zeros(self._size), np.zeros(self._size, np.int32)
-        for number in self._roster.kept(self._open.alive):
+        kept = self._roster.kept(self._open.alive)
+        for number in kept:
             at = self._map.order[span := self._map.span(number)]
             sums[at] = point.decode(self._total[span])
             counts[at] = len(self._open.alive.intersection(self._roster.cells[number].cover))
         lost = len(self._map.order) - int(np.count_nonzero(counts))
-        return SecureSums(sums, counts, point.step, self._map.left_out + lost)
+        return SecureSums(sums, counts, point.step, self._map.left_out + lost, len(kept))
 
     def _read(
         self, phase: Phase, name: str, kind: type[L], answer: bytes, had: Collection[int]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...supernet.axes import layout
 from ...supernet.weights import size_of
-from .config import PrivacyConfig, PrivacyPlan
+from .config import PrivacyConfig, PrivacyPlan, SecureConfig
 from .rounds import PrivateRounds
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ NOT_COVERED = (
 
 def statement(rounds: PrivateRounds) -> dict[str, Any]:
     """What the run's rounds so far have spent."""
-    return _said(rounds.config, rounds.plan.accountant.noise_multiplier, rounds.spent) | {
-        "epsilon": rounds.epsilon
-    }
+    noise = rounds.plan.accountant.noise_multiplier
+    return _said(rounds.config, rounds.secure, noise, rounds.spent) | {"epsilon": rounds.epsilon}
 
 
 def promise(run: "RunConfig", config: PrivacyConfig) -> dict[str, Any]:
@@ -39,10 +38,11 @@ def promise(run: "RunConfig", config: PrivacyConfig) -> dict[str, Any]:
     `noise_to_step` is the L2 norm of one round's noise over that of the longest step which clipping
     lets through, with `clients` devices that all train the largest subnet.
     """
-    plan = config.plan(run.round.rounds)
+    plan = config.plan(run.round.rounds, run.secure)
     clients = max(run.round.min_clients, sum(run.simulation.clients.values()))
     values = size_of({name: t.shape for name, t in layout(run.build_space()).items()})
-    return _said(config, plan.accountant.noise_multiplier, run.round.rounds) | {
+    noise = plan.accountant.noise_multiplier
+    return _said(config, run.secure, noise, run.round.rounds) | {
         "epsilon": plan.epsilon,
         "most_rounds": plan.accountant.most_rounds(config.epsilon),
         "clients": clients,
@@ -58,12 +58,14 @@ def line(said: dict[str, Any]) -> str:
     )
 
 
-def _said(config: PrivacyConfig, noise: float, rounds: int) -> dict[str, Any]:
+def _said(
+    config: PrivacyConfig, secure: SecureConfig | None, noise: float, rounds: int
+) -> dict[str, Any]:
     return {
         "epsilon": 0.0,
         "delta": config.delta,
         "rounds": rounds,
-        "mechanism": _mechanism(config),
+        "mechanism": _mechanism(config, secure),
         "noise_multiplier": noise,
         "clip": config.clip,
         "adjacency": ADJACENCY,
@@ -76,7 +78,15 @@ def _noise_to_step(config: PrivacyConfig, plan: PrivacyPlan, values: int, client
     return alone / (math.sqrt(clients * plan.sharers) if config.mode == "local" else clients)
 
 
-def _mechanism(config: PrivacyConfig) -> str:
+def _mechanism(config: PrivacyConfig, secure: SecureConfig | None) -> str:
+    if config.mode == "local" and secure is not None:
+        return (
+            f"Gaussian noise by each device, a share of 1 in {secure.least_cover}, on updates of which "
+            "an honest server sees secure sums alone: also against it"
+        )
     if config.mode == "local":
         return "Gaussian noise by each device on its own update: also against an honest server"
-    return "Gaussian noise by the server on the sum of updates, which it sees: against all others"
+    seen = "secure sum" if secure is not None else "sum"
+    return (
+        f"Gaussian noise by the server on the {seen} of updates, which it sees: against all others"
+    )

@@ -44,10 +44,11 @@ class SecureSums:
     """Sum and number of devices for each value of the supernet; both 0 where there is no sum.
 
     `step` bounds the error: a sum over k devices is off by less than k steps. `left_out` counts the
-    values that devices covered and no sum was made of.
+    values that devices covered and no sum was made of; `cells` those groups of values with a sum.
     """
 
     sums: NDArray[np.float64]
     counts: NDArray[np.int32]
     step: float
     left_out: int
+    cells: int
