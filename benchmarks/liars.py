@@ -43,7 +43,7 @@ class Liars:
         if self.kind == REPLAY:
             body, values = self._first.setdefault(answer.node, (answer.body, answer.values))
             return Answer(answer.node, body, values)
-        if self.kind == OLD_VALUES:
+        if self.kind == OLD_VALUES and request.values is not None:
             sent, new = request.values, answer.values
             first = self._changes.setdefault((answer.node, len(new)), new - sent)
             return Answer(answer.node, answer.body, sent + first)

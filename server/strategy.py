@@ -93,11 +93,11 @@ class SupernetStrategy(Strategy):
         with closing(asking) as answers:  # those that are not waited for owe their replies
             return training.finish_round(assignments, fleet, answers)
 
-    def _secure(self, secure: SecureConfig) -> RoundReport | None:
+    def _secure(self, training: Training, secure: SecureConfig) -> RoundReport | None:
         """Ask for a sum of updates."""
-        least = max(self._training.config.round.min_replies, secure.least_devices)
+        least = max(training.config.round.min_replies, secure.least_devices)
         _, assignments = self._assigned(least)
-        return secure_round(self._training, secure, self._exchange, assignments)
+        return secure_round(training, secure, self._exchange, assignments)
 
     def _assigned(self, least: int) -> tuple[Fleet, Assignments]:
         """Who is there and what each of them does, once at least so many are free."""

@@ -299,9 +299,13 @@ class Reference:
 @given(seed=st.integers(0, 999), shrink=st.sampled_from([1.0, 0.9]))
 @settings(max_examples=15)
 def test_server_optimizers_step_as_their_formulas_say(kind: str, seed: int, shrink: float) -> None:
-    config = ServerOptimizerConfig(
-        optimizer=kind, lr=None if kind == "none" else 0.7, tau=0.01, momentum=0.9, shrink=shrink
-    )
+    fields: dict[str, Any] = {
+        "none": {},
+        "momentum": {"lr": 0.7, "momentum": 0.9},
+        "adam": {"lr": 0.7, "tau": 0.01},
+        "yogi": {"lr": 0.7, "tau": 0.01},
+    }[kind]
+    config = ServerOptimizerConfig(optimizer=kind, shrink=shrink, **fields)
     rng = np.random.default_rng(seed)
     weights = {"w": torch.from_numpy(rng.normal(size=(3, 4)).astype(np.float32))}
     reference, state = Reference(config, weights["w"].numpy()), Weights()

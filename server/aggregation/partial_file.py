@@ -108,7 +108,7 @@ def write(path: Path, parcel: Parcel) -> None:
     head = _head_of(parcel).model_dump_json().encode()
     if len(head) > MOST_HEAD_BYTES:
         raise ValueError(f"a head of {len(head)} bytes; at most {MOST_HEAD_BYTES} are read back")
-    values = memoryview(np.ascontiguousarray(total, total.dtype.newbyteorder("<"))).cast("B")
+    values = np.ascontiguousarray(total, total.dtype.newbyteorder("<")).data.cast("B")
     draft, digest = path.with_name(f".{path.name}.{os.getpid()}.draft"), hashlib.sha256()
     try:
         with draft.open("wb") as file:
@@ -176,7 +176,7 @@ def _take(file: IO[bytes], size: int, digest: "hashlib._Hash") -> bytes:
 
 def _values(file: IO[bytes], count: int, dtype: "np.dtype[Any]", digest: "hashlib._Hash") -> Sum:
     values = np.empty(count, dtype.newbyteorder("<"))
-    room = memoryview(values).cast("B")
+    room = values.data.cast("B")
     for at in range(0, len(room), CHUNK_BYTES):
         part = room[at : at + CHUNK_BYTES]
         if file.readinto(part) != len(part):  # type: ignore[attr-defined]
@@ -215,7 +215,7 @@ def _checked(head: _Head) -> dict[str, list[tuple[Region, float]]]:
 
 def _inside(index: Index, size: int) -> bool:
     if isinstance(index, slice):
-        return 0 <= index.start < index.stop <= size
+        return bool(0 <= index.start < index.stop <= size)
     return 0 < len(index) == len(set(index)) and max(index) < size
 
 

@@ -98,10 +98,9 @@ class Frame:
             if not rounded:
                 total.add_(values, alpha=by)
                 return
-            for sums, found in zip(
-                total.split(CHUNK_VALUES), values.split(CHUNK_VALUES), strict=True
-            ):
-                sums.add_(found * by)
+            for at in range(0, len(values), CHUNK_VALUES):
+                span = slice(at, at + CHUNK_VALUES)
+                total[span].add_(values[span] * by)
             return
         if place.source is not None and place.target is not None:
             found = values[place.source]
