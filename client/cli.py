@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from ..protos import durable
 from ..supernet.errors import FedofaError
 
 app = typer.Typer(
@@ -193,16 +194,40 @@ def data(
 @app.command()
 def profile(
     space: Annotated[str, typer.Option(help="Preset whose subnets are timed.")] = "digits",
+    probes: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Time the probes in this folder instead.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="With probes: kinds of files; else all that can run.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="With probes: threads of the runtime.")] = 1,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="With probes: the file to write.")
+    ] = Path("measurements.json"),
     as_json: Json = False,
 ) -> None:
-    """Measure this device; the lines can be kept as a profile file (TOML)."""
+    """Measure this device; the lines can be kept as a profile file (TOML).
+
+    With --probes: latency, loading time and memory of exported networks, for the profile file's
+    `measurements`.
+    """
+    if probes is not None:
+        from . import reports
+        from .probing import measure
+        from .store import as_kind
+
+        kinds = [known for one in kind or [] if (known := as_kind(one))]
+        found = measure(probes, kinds, threads, lambda text: typer.echo(text, err=True))
+        durable.write(out, found.model_dump_json(indent=1).encode())
+        _show(reports.of_measurements(found, out), as_json)
+        return
     from .profile import measured
 
-    found = measured(space)
+    values = measured(space)
     if as_json:
-        _show(found, as_json)
+        _show(values, as_json)
         return
-    for name, value in found.items():
+    for name, value in values.items():
         typer.echo(f"{name} = {value}")
 
 

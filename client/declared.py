@@ -6,8 +6,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..protos.messages import Declared
+from ..protos.probes import read_measurements
 from ..supernet.cost import Budget
-from ..supernet.errors import UsageError
+from ..supernet.errors import ArtifactError, UsageError
 
 
 def read_profile(path: Path) -> Declared:
@@ -16,11 +17,16 @@ def read_profile(path: Path) -> Declared:
         fields = tomllib.loads(path.read_text())
         declared = Declared.model_validate(fields)
         Budget.from_dict(declared.budget)
+        if declared.measurements is not None:
+            # Beside the profile file, unless it says where.
+            found = path.parent / Path(declared.measurements).expanduser()
+            read_measurements(found)
+            declared = declared.model_copy(update={"measurements": str(found.resolve())})
     except FileNotFoundError:
         raise UsageError(f"profile file {path} does not exist") from None
     except OSError as error:
         raise UsageError(f"profile file {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, UsageError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, UsageError, ArtifactError) as error:
         raise UsageError(f"profile file {path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]

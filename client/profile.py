@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from ..protos.inference import available_runtimes
 from ..protos.messages import Declared, DeviceProfile
+from ..protos.probes import read_measurements
 from ..supernet.axes import regions
 from ..supernet.cost import cost
 from ..supernet.families.catalogue import preset
@@ -41,6 +43,9 @@ def profile(
         train_bits=declared.train_bits,
         infer_bits=declared.infer_bits,
         budget=declared.budget,
+        measurements=(
+            read_measurements(Path(declared.measurements)) if declared.measurements else None
+        ),
         runtimes=available_runtimes(),
         examples=len(data.train),
         validation_examples=len(data.validation),

@@ -1,10 +1,12 @@
 """What the device's commands say, as JSON-ready dictionaries."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .store import DeviceStore, Installed
 
 if TYPE_CHECKING:  # `status` loads neither a runtime nor grpc
+    from ..protos.probes import Measurements
     from .device_model import Measured
     from .pull import PullResult
 
@@ -60,4 +62,22 @@ def of_store(store: DeviceStore) -> dict[str, Any]:
         "current": of_model(current) if current else None,
         "previous": state.previous.version if state.previous else None,
         "failed": {key: strikes.model_dump() for key, strikes in state.strikes.items()},
+    }
+
+
+def of_measurements(found: "Measurements", path: Path) -> dict[str, Any]:
+    """`fedofa-device profile --probes`."""
+    return {
+        "written": str(path),
+        **{
+            one.kind: {
+                "runtime": one.runtime,
+                "threads": one.threads,
+                "probes": len(one.seconds),
+                "fastest_ms": 1e3 * min(one.seconds.values()),
+                "slowest_ms": 1e3 * max(one.seconds.values()),
+                "noise": one.noise,
+            }
+            for one in found.kinds
+        },
     }

@@ -15,6 +15,7 @@ from ..supernet.precision import FLOAT_BITS, Bits
 from .codec.config import CodecConfig
 from .holding import Holding, Holds
 from .manifest import FileEntry, FileKind, Normalization
+from .probes import Measurements
 from .recipe import ArchValues, Recipe
 
 TensorShapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -56,7 +57,7 @@ class Declared(BaseModel):
 
     `train_bits` and `infer_bits` are the widths of the weights that it trains and infers with.
     `share_labels` is its owner's consent that the server learns how many examples of each class it
-    has.
+    has. `measurements` is the file that `fedofa-device profile --probes` wrote.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,14 +70,16 @@ class Declared(BaseModel):
     infer_macs_per_s: Speed | None = None
     train_bits: Bits = FLOAT_BITS
     infer_bits: Bits = FLOAT_BITS
-    budget: dict[str, int] = Field(default_factory=dict)
+    budget: dict[str, int | float] = Field(default_factory=dict)
+    measurements: str | None = None
 
 
 class DeviceProfile(Body):
     """What a device is and can do, and what its data look like (never the data).
 
     `labels` are its training examples of each class, given with its owner's consent only; `holds` is
-    what it holds of the run's weights, where it was asked.
+    what it holds of the run's weights, where it was asked; `measurements` are its timings of
+    probes.
     """
 
     device: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -87,7 +90,8 @@ class DeviceProfile(Body):
     infer_macs_per_s: Speed
     train_bits: Bits = FLOAT_BITS
     infer_bits: Bits = FLOAT_BITS
-    budget: dict[str, int]
+    budget: dict[str, int | float]
+    measurements: Measurements | None = None
     runtimes: tuple[str, ...]
     examples: Count = Field(ge=1)
     validation_examples: Count

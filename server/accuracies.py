@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ..protos import durable
 from ..protos.messages import Personal
-from ..supernet.errors import FedofaError, RunError
+from ..supernet.errors import RunError
 from ..supernet.space import Space
 from .checkpoint import Checkpoint
-from .class_budgets import ClassBudget, class_budgets
+from .class_budgets import ClassBudget, usable_classes
 from .class_search import Choice, search_classes
 from .config import RunConfig
 from .evaluation import FederatedEvaluator, Target
@@ -71,14 +71,13 @@ class Accuracies:
         return found
 
     def _classes(self) -> dict[str, ClassBudget]:
-        found = class_budgets(self._config, self._space, self._fleet, self._log)
-        for name, bounds in list(found.items()):
-            try:
-                bounds.check()
-            except FedofaError as error:
-                del found[name]
-                self._fail(name, str(error))
-        return found
+        return usable_classes(
+            self._config,
+            self._space,
+            self._fleet,
+            self._log,
+            lambda name, error: self._fail(name, str(error)),
+        )
 
     def _globally(self, choices: Mapping[str, Choice]) -> list[ClassAccuracy]:
         self._tell("measuring globally")

@@ -4,33 +4,39 @@ One model is published for a class and every device of the class is to run it. S
 budget is tightened by what the devices that joined declared for themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ..specialize.filesize import largest_int8_bytes
 from ..supernet.cost import Budget, cost
-from ..supernet.errors import UsageError
+from ..supernet.errors import FedofaError, UsageError
 from ..supernet.space import Arch, Space
 from .config import RunConfig
 from .events import EventLog
 from .fleet import Fleet
+from .latencies import ClassLatency, class_latency, read_probe_set
 
 
 @dataclass(frozen=True, slots=True)
 class ClassBudget:
-    """A class's budget; `declared_by` says which bounds a device declared, and which device."""
+    """A class's budget; `declared_by` says which bounds a device declared, and which device.
+
+    `latency` predicts milliseconds where the class has a bound on them.
+    """
 
     budget: Budget
     declared_by: Mapping[str, str]
     space: Space
     formats: tuple[str, ...]
+    latency: ClassLatency | None = None
 
     def excess(self, arch: Arch) -> list[str]:
         """The bounds that a subnet breaks when it runs, as `name have > bound`."""
         # Memory for training does not bound what a device can run.
         running = replace(self.budget, train_memory_bytes=None)
         size_bytes = largest_int8_bytes(self.formats, self.space.layers(arch))
-        return running.excess(cost(self.space, arch), file_bytes=size_bytes)
+        predicted_ms = None if self.latency is None else self.latency(arch)
+        return running.excess(cost(self.space, arch), 1, size_bytes, predicted_ms)
 
     def fits(self, arch: Arch) -> bool:
         """Whether a subnet breaks none of the bounds."""
@@ -68,3 +74,48 @@ def class_budgets(
                 budget = tightened
         found[name] = ClassBudget(budget, declared_by, space, tuple(config.export.formats))
     return found
+
+
+def usable_classes(
+    config: RunConfig,
+    space: Space,
+    fleet: Fleet,
+    log: EventLog,
+    fail: Callable[[str, FedofaError], None],
+) -> dict[str, ClassBudget]:
+    """The classes that some subnet fits, latency included; the others are told to `fail`."""
+    found = {}
+    for name, bounds in class_budgets(config, space, fleet, log).items():
+        try:
+            bounds = with_latency(name, bounds, config, fleet, log)
+            bounds.check()
+            found[name] = bounds
+        except FedofaError as error:
+            fail(name, error)
+    return found
+
+
+def with_latency(
+    name: str, bounds: ClassBudget, config: RunConfig, fleet: Fleet, log: EventLog
+) -> ClassBudget:
+    """The same, with a predictor where latency is bounded.
+
+    UsageError where the run has no probes, or no device of the class has measured them.
+    """
+    if bounds.budget.latency_ms is None:
+        return bounds
+    if config.search.probes is None:
+        raise UsageError(
+            f"classes.{name}: latency_ms = {bounds.budget.latency_ms:g}, but search.probes is not "
+            "set: make probes (`fedofa probes`), measure them on a device of the class, and name "
+            "their folder in [search]"
+        )
+
+    def leave_out(device: str, reason: str) -> None:
+        log("measurements_ignored", device_class=name, device=device, reason=reason)
+
+    probes = read_probe_set(config.search.probes, bounds.space)
+    kind = config.classes[name].kind
+    latency = class_latency(name, kind, fleet, bounds.space, probes, leave_out)
+    log("latency_predictor", device_class=name, **latency.to_dict())
+    return replace(bounds, latency=latency)

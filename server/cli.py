@@ -275,6 +275,22 @@ def cost(
 
 
 @app.command()
+def probes(
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    config: Annotated[Path | None, typer.Option(help="The run whose space it is.")] = None,
+    space: Annotated[str | None, typer.Option(help="Or a search space's preset name.")] = None,
+    subnets: Annotated[int, typer.Option(min=16, max=512, help="How many subnets.")] = 40,
+    layers: Annotated[int, typer.Option(min=0, max=512, help="At most so many layers alone.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Export networks for devices to time: what their latency is predicted from."""
+    from .probe_sets import make
+
+    chosen = _config(config, None) if config is not None else None
+    _print(make(chosen, space, subnets, layers, out), as_json)
+
+
+@app.command()
 def bench(
     name: Annotated[
         str,

@@ -14,6 +14,7 @@ from pydantic import (
     field_validator,
 )
 
+from ..protos.manifest import FileKind
 from ..protos.recipe import Recipe
 from ..specialize.filesize import largest_int8_bytes
 from ..supernet.cost import Budget
@@ -45,26 +46,34 @@ class _Section(BaseModel):
 
 
 class ClassConfig(_Section):
-    """One device class: upper bounds on its subnet; what is left out is not bounded."""
+    """One device class: upper bounds on its subnet; what is left out is not bounded.
+
+    `latency_ms` is of the file `kind`, on the slowest of the class's devices that measured probes
+    (`[search] probes`).
+    """
 
     macs: int | None = Field(None, gt=0)
     params: int | None = Field(None, gt=0)
     train_memory_bytes: int | None = Field(None, gt=0)
     peak_activation_bytes: int | None = Field(None, gt=0)
     file_bytes: int | None = Field(None, gt=0)
+    latency_ms: float | None = Field(None, gt=0)
+    kind: FileKind = "tflite_int8"
 
     def budget(self) -> Budget:
         """The bounds as a budget."""
-        return Budget(**self.model_dump())
+        return Budget(**self.model_dump(exclude={"kind"}))
 
 
 class SearchConfig(_Section):
     """Search: subnets measured on devices to fit a predictor, then evolution on its word.
 
     `finalists` of evolution, the largest that fits and `random_baseline` random ones that fit are
-    then measured on the devices in the same way, per class.
+    then measured on the devices in the same way, per class. `probes` is the folder of the probes that
+    devices measured (`fedofa probes`); bounds on latency need it.
     """
 
+    probes: str | None = None
     samples: int = Field(24, ge=8)
     population: int = Field(64, ge=4)
     generations: int = Field(20, ge=1)

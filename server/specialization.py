@@ -19,7 +19,7 @@ from ..supernet.axes import Weights, regions
 from ..supernet.errors import ExportError, FedofaError, RunError
 from ..supernet.space import Space, plain
 from ..supernet.weights import digest, gather
-from .class_budgets import ClassBudget, class_budgets
+from .class_budgets import ClassBudget, usable_classes
 from .class_search import Choice, search_classes
 from .config import RunConfig
 from .evaluation import Exported, FederatedEvaluator, FloatFile
@@ -129,16 +129,7 @@ class Specialization:
             self._works[name] = _Work(choice, subnet, folders.draft(name))
 
     def _classes(self) -> dict[str, ClassBudget]:
-        found = {}
-        for name, bounds in class_budgets(
-            self._config, self._space, self._fleet, self._log
-        ).items():
-            try:
-                bounds.check()
-                found[name] = bounds
-            except FedofaError as error:
-                self._fail(name, error)
-        return found
+        return usable_classes(self._config, self._space, self._fleet, self._log, self._fail)
 
     def _converted(
         self, converters: ForkServer, call: Callable[[_Work], Call]

@@ -4,6 +4,7 @@ MACs count convolutions and linear layers, squeeze-and-excitation included, not 
 activations (the count that the once-for-all and AttentiveNAS tables use).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -120,33 +121,54 @@ def _kept(plan: LayerPlan) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Upper bounds on a subnet; None is no bound. Memory is for training with `batch` examples."""
+    """Upper bounds on a subnet; None is no bound. Memory is for training with `batch` examples.
+
+    `latency_ms` is of one run on one example, on the device; every other bound is a whole number.
+    """
 
     macs: int | None = None
     params: int | None = None
     train_memory_bytes: int | None = None
     peak_activation_bytes: int | None = None
     file_bytes: int | None = None
+    latency_ms: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             bound = getattr(self, field.name)
-            if bound is not None and (not isinstance(bound, int) or bound <= 0):
+            if bound is None:
+                continue
+            if field.name == "latency_ms":
+                if not (isinstance(bound, int | float) and 0 < bound < math.inf):
+                    raise UsageError(f"budget: latency_ms = {bound!r}; a number above 0 expected")
+            elif not isinstance(bound, int) or bound <= 0:
                 raise UsageError(
                     f"budget: {field.name} = {bound!r}; a whole number above 0 expected"
                 )
 
-    def excess(self, spent: Cost, batch: int = 1, file_bytes: int | None = None) -> list[str]:
-        """The bounds that a cost breaks, as `name have > bound`; empty when it fits."""
-        have = {
+    def excess(
+        self,
+        spent: Cost,
+        batch: int = 1,
+        file_bytes: int | None = None,
+        latency_ms: float | None = None,
+    ) -> list[str]:
+        """The bounds that a cost breaks, as `name have > bound`; empty when it fits.
+
+        What is not known is not compared.
+        """
+        have: dict[str, float | None] = {
             "macs": spent.macs,
             "params": spent.params,
             "train_memory_bytes": spent.train_memory_bytes(batch),
             "peak_activation_bytes": spent.peak_activation_bytes,
             "file_bytes": file_bytes,
+            "latency_ms": latency_ms,
         }
         return [
-            f"{name} {value} > {bound}"
+            f"{name} {value:.6g} > {bound}"
+            if isinstance(value, float)
+            else f"{name} {value} > {bound}"
             for name, value in have.items()
             if value is not None and (bound := getattr(self, name)) is not None and value > bound
         ]
@@ -165,15 +187,15 @@ class Budget:
             }
         )
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, int | float]:
         """The bounds that are set."""
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
 
     @classmethod
-    def from_dict(cls, bounds: Mapping[str, int]) -> "Budget":
+    def from_dict(cls, bounds: Mapping[str, int | float]) -> "Budget":
         """Read `to_dict`'s form; UsageError names an unknown bound."""
         known = [field.name for field in fields(cls)]
         for name in bounds:
             if name not in known:
                 raise UsageError(f"budget: unknown bound {name!r}; known: {', '.join(known)}")
-        return cls(**bounds)
+        return cls(**bounds)  # type: ignore[arg-type]
