@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..protos.calibration import Calibration, nll_by_temperature
 from ..protos.device import Device
 from ..protos.flower import Values
-from ..protos.inference import observe_ranges, open_model
+from ..protos.histograms import Histogram
+from ..protos.inference import Ranges, open_model
 from ..protos.manifest import FileEntry
 from ..protos.messages import (
     DeviceProfile,
@@ -32,6 +34,7 @@ from ..protos.messages import (
     VerifyRequest,
     tensor_shapes,
 )
+from ..protos.observing import observe_histograms, observe_ranges
 from ..protos.subnets import set_statistics, unpack
 from ..supernet.axes import regions
 from ..supernet.batch import resized
@@ -104,30 +107,46 @@ def run_moments(
 def run_evaluate(device: Device, body: EvaluateRequest, values: Values | None) -> EvaluateReply:
     """Right answers of each subnet on the device's validation examples."""
     space, flat = space_from_dict(body.space), floats(values)
-    data, size, correct = data_of(device), body.batch_size, []
+    data, size, correct, nll = data_of(device), body.batch_size, [], []
     if body.personal is not None:
         flat = own_values(device, body.personal, space, body.groups, flat)
     for arch, module in unpack(space, body.groups, flat, with_statistics=True):
         if body.personal is not None:
             x = data.normalized(data.train.x)
             load(module, collect(module, _batches(space, arch, x, size, least=2)))
-        correct.append(_correct(space, arch, module.eval(), data, size))
+        logits = _logits(space, arch, module.eval(), data, size)
+        correct.append(accuracy_count(logits, torch.from_numpy(data.validation.y)))
+        if body.temperatures:
+            sums = nll_by_temperature(logits.numpy(), data.validation.y, body.temperatures)
+            nll.append(sums)
     examples = len(data.validation)
-    return EvaluateReply(device=device.name, examples=examples, correct=tuple(correct))
+    return EvaluateReply(
+        device=device.name, examples=examples, correct=tuple(correct), nll=tuple(nll)
+    )
 
 
 def run_ranges(device: Device, body: RangesRequest, values: Values | None) -> RangesReply:
     """Activation ranges of exported float files over the device's training examples."""
-    blob, at, found = octets(values, "files"), 0, []
+    blob, at = octets(values, "files"), 0
+    found: list[Ranges] = []
+    seen: list[Mapping[str, Histogram]] = []
     data = data_of(device)
     x = data.normalized(data.train.x[: body.max_examples])
     for kind, shape, size in body.files:
         if at + size > len(blob):
             raise MessageError(f"file {kind}: {size} bytes announced, {len(blob) - at} came")
         inputs = resized(torch.from_numpy(x), tuple(shape)).contiguous().numpy()
-        found.append(observe_ranges(blob[at : at + size], kind, inputs))
+        content = blob[at : at + size]
+        if body.bins:
+            seen.append(observe_histograms(content, kind, inputs, body.bins))
+            found.append({name: (each.low, each.high) for name, each in seen[-1].items()})
+        else:
+            found.append(observe_ranges(content, kind, inputs))
         at += size
-    return RangesReply(device=device.name, examples=len(x), ranges=tuple(found))
+    histograms = tuple({name: (h.zeros, h.counts) for name, h in each.items()} for each in seen)
+    return RangesReply(
+        device=device.name, examples=len(x), ranges=tuple(found), histograms=histograms
+    )
 
 
 def run_verify(device: Device, body: VerifyRequest, values: Values | None) -> VerifyReply:
@@ -139,12 +158,14 @@ def run_verify(device: Device, body: VerifyRequest, values: Values | None) -> Ve
         size = 4 * item.values + sum(entry.size_bytes for entry in item.files)
         if at + size > len(blob):
             raise MessageError(f"{size} bytes announced, {len(blob) - at} came")
-        verdicts.append(_verdict(space, item, blob[at : at + size], data))
+        verdicts.append(_verdict(space, item, blob[at : at + size], data, body.calibration))
         at += size
     return VerifyReply(device=device.name, examples=len(data.validation), verdicts=tuple(verdicts))
 
 
-def _verdict(space: Space, item: VerifyItem, blob: bytes, data: ClientData) -> Verdict:
+def _verdict(
+    space: Space, item: VerifyItem, blob: bytes, data: ClientData, calibration: bool
+) -> Verdict:
     arch = space.arch(item.arch)
     flat = np.frombuffer(blob[: 4 * item.values], dtype=np.float32).copy()
     shapes = shapes_of(regions(space, arch))
@@ -153,18 +174,24 @@ def _verdict(space: Space, item: VerifyItem, blob: bytes, data: ClientData) -> V
     x = torch.from_numpy(data.normalized(data.validation.x))
     inputs = resized(x, space.input_shape(arch))
     with torch.no_grad():
-        reference = module(inputs).numpy()
+        reference = module(inputs).numpy() / np.float32(item.temperature)
+    if item.shift:
+        reference = reference + np.asarray(item.shift, np.float32)
     outputs, at = [], 4 * item.values
     for entry in item.files:
         content = blob[at : at + entry.size_bytes]
         outputs.append(_run_file(content, entry, inputs.contiguous().numpy()))
         at += entry.size_bytes
     labels = data.validation.y
+    # Where an output is no number, `max_difference` says so, and there is no confidence.
+    known = calibration and all(np.isfinite(logits).all() for logits in (reference, *outputs))
+    confident = [reference, *outputs] if known else []
     return Verdict(
         reference_correct=_hits(reference, labels),
         correct=tuple(_hits(output, labels) for output in outputs),
         agree=tuple(_hits(output, reference.argmax(1)) for output in outputs),
         max_difference=tuple(float(np.abs(o - reference).max()) for o in outputs),
+        calibration=tuple(Calibration.of(logits, labels).sums() for logits in confident),
     )
 
 
@@ -181,15 +208,14 @@ def _hits(outputs: Floats, labels: NDArray[np.int64]) -> int:
     return int((outputs.argmax(axis=1) == labels).sum())
 
 
-def _correct(space: Space, arch: Arch, module: nn.Module, data: ClientData, batch_size: int) -> int:
-    labels = torch.from_numpy(data.validation.y)
+def _logits(
+    space: Space, arch: Arch, module: nn.Module, data: ClientData, batch_size: int
+) -> Tensor:
+    """Of the validation examples, in order."""
     x = data.normalized(data.validation.x)
-    right = 0
     with torch.no_grad():
-        for place, batch in enumerate(_batches(space, arch, x, batch_size, least=1)):
-            begin = place * batch_size
-            right += accuracy_count(module(batch), labels[begin : begin + len(batch)])
-    return right
+        parts = [module(batch) for batch in _batches(space, arch, x, batch_size, least=1)]
+    return torch.cat(parts) if parts else torch.empty(0, len(data.classes))
 
 
 def _batches(space: Space, arch: Arch, x: Floats, size: int, *, least: int) -> Iterator[Tensor]:

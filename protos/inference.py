@@ -4,7 +4,6 @@ TFLite files run in ai-edge-litert or tflite-runtime, ONNX files in onnxruntime.
 are float32 here; a quantized file's are converted as its manifest says.
 """
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +23,6 @@ __all__ = [
     "available_runtimes",
     "dequantized",
     "first_available_kind",
-    "observe_ranges",
     "open_model",
     "quantized",
 ]
@@ -36,7 +34,6 @@ Ranges = dict[str, tuple[float, float]]
 ACTIVATION = "a"
 """Exported files name activations a0, a1, … and constants otherwise, so a device can tell them."""
 PREFERENCE: tuple[FileKind, ...] = ("tflite_int8", "onnx_int8", "tflite_fp32", "onnx_fp32")
-OBSERVED_AT_ONCE = 64
 
 
 class InferenceModel(Protocol):
@@ -85,24 +82,6 @@ def open_model(path: Path, entry: FileEntry, threads: int = 1) -> InferenceModel
     if entry.kind.startswith("tflite"):
         return _TfliteModel(load_tflite(content, threads), entry)
     return _OnnxModel(load_onnx(content, threads), entry)
-
-
-def observe_ranges(content: bytes, kind: FileKind, x: Floats) -> Ranges:
-    """The ranges of a float file's activations over inputs `x` (n, …), n at least 1.
-
-    Exact minima and maxima: merging two devices' ranges gives those of all their inputs together.
-    UsageError without inputs; ArtifactError when the file does not load or a value is not finite.
-    """
-    if not len(x):
-        raise UsageError("activation ranges: no example to observe; at least one is needed")
-    if kind.startswith("tflite"):
-        seen = _observe_tflite(load_tflite(content, 1, observe=True), x)
-    else:
-        seen = _observe_onnx(load_onnx(content, 1), x)
-    for name, bounds in seen.items():
-        if not np.isfinite(bounds).all():
-            raise ArtifactError(f"{kind}: activation {name} is not finite: {bounds}")
-    return seen
 
 
 class _TfliteModel:
@@ -190,44 +169,3 @@ def dequantized(y: NDArray[Any], spec: TensorSpec) -> Floats:
 
 def _runtimes(kind: FileKind) -> tuple[str, ...]:
     return (LITERT, TFLITE) if kind.startswith("tflite") else (ONNX,)
-
-
-def _observe_tflite(interpreter: Any, x: Floats) -> Ranges:
-    seen: Ranges = {}
-    names = {
-        detail["index"]: detail["name"]
-        for detail in interpreter.get_tensor_details()
-        if _is_activation(detail["name"]) and detail["dtype"] == np.float32
-    }
-    entry = interpreter.get_input_details()[0]["index"]
-    for at in range(len(x)):
-        interpreter.set_tensor(entry, np.ascontiguousarray(x[at : at + 1], np.float32))
-        interpreter.invoke()
-        _widen(seen, names, interpreter.get_tensor)
-    return seen
-
-
-def _observe_onnx(session: Any, x: Floats) -> Ranges:
-    entry = session.get_inputs()[0].name
-    names = [output.name for output in session.get_outputs() if output.type == "tensor(float)"]
-    seen: Ranges = {}
-    for at in range(0, len(x), OBSERVED_AT_ONCE):
-        batch = np.ascontiguousarray(x[at : at + OBSERVED_AT_ONCE], np.float32)
-        found = {entry: batch, **dict(zip(names, session.run(names, {entry: batch}), strict=True))}
-        _widen(seen, {name: name for name in found}, found.__getitem__)
-    return seen
-
-
-def _widen(seen: Ranges, names: Mapping[Any, str], read: Callable[[Any], Floats]) -> None:
-    for key, name in names.items():
-        values = read(key)
-        low, high = seen.get(name, (np.inf, -np.inf))
-        # numpy's minimum keeps a NaN, Python's may lose it.
-        seen[name] = (
-            float(np.minimum(low, values.min())),
-            float(np.maximum(high, values.max())),
-        )
-
-
-def _is_activation(name: str) -> bool:
-    return name[:1] == ACTIVATION and name[1:].isdigit()

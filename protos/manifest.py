@@ -29,7 +29,7 @@ class TensorSpec(_Record):
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float32", "int8", "uint8"]
+    dtype: Literal["float32", "int8", "uint8", "int16"]
     scale: float | None = None
     zero_point: int | None = None
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..supernet.errors import FedofaError
 from ..supernet.precision import FLOAT_BITS, Bits
 from .codec.config import CodecConfig
+from .histograms import MOST_BINS
 from .holding import Holding, Holds
 from .manifest import FileEntry, FileKind, Normalization
 from .probes import Measurements
@@ -21,6 +22,10 @@ from .recipe import ArchValues, Recipe
 TensorShapes = tuple[tuple[str, tuple[int, ...]], ...]
 # What a device reports is bounded, so that sums and products of such numbers stay numbers.
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Finite = Annotated[float, Field(ge=-1e300, le=1e300)]
+Counts = tuple[Count, ...]
+CalibrationSums = tuple[Counts, Counts, tuple[Finite, ...], Finite, Finite]
+"""As `calibration.Calibration` has them, in its order."""
 Speed = Annotated[float, Field(gt=0, le=1e18)]
 
 
@@ -242,7 +247,8 @@ class EvaluateRequest(Body):
 
     The array holds each group's hull values, and after all of them, per subnet in the order of
     the groups and per norm layer, the merged mean and variance. With `personal` the device measures
-    its own model: its own tensors, and norm statistics over its own training examples.
+    its own model: its own tensors, and norm statistics over its own training examples. With
+    `temperatures` it adds the summed negative log-likelihood with the logits divided by each.
     """
 
     action: ClassVar[str] = "evaluate"
@@ -250,42 +256,52 @@ class EvaluateRequest(Body):
     batch_size: int = Field(ge=1)
     groups: tuple[SubnetGroup, ...]
     personal: Personal | None = None
+    temperatures: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = ()
 
 
 class EvaluateReply(Body):
-    """Right answers per subnet, of `examples` validation examples."""
+    """Right answers per subnet, of `examples` validation examples; `nll` per subnet and temperature."""
 
     action: ClassVar[str] = "evaluate"
     device: str
     examples: Count
     correct: tuple[Count, ...]
+    nll: tuple[tuple[Finite, ...], ...] = ()
 
 
 class RangesRequest(Body):
     """Ask for the activation ranges of exported float files.
 
     The array's bytes are the files, one after the other; `files` gives kind, input shape without the
-    batch, and size in bytes of each.
+    batch, and size in bytes of each. With `bins` above 0 histograms of at most so many bins are asked
+    for, too.
     """
 
     action: ClassVar[str] = "query.ranges"
     max_examples: int = Field(ge=1)
     files: tuple[tuple[FileKind, tuple[int, ...], int], ...]
+    bins: int = Field(0, ge=0, le=MOST_BINS)
 
 
 class RangesReply(Body):
-    """Per file the observed ranges: tensor → (minimum, maximum), and how many examples."""
+    """Per file the observed ranges: tensor → (minimum, maximum), and how many examples.
+
+    `histograms`, where they were asked for: tensor → (exact zeros, counts of the bins that its range
+    has, see `histograms.Histogram`).
+    """
 
     action: ClassVar[str] = "query.ranges"
     device: str
     examples: Count
     ranges: tuple[dict[str, tuple[float, float]], ...]
+    histograms: tuple[dict[str, tuple[Count, Counts]], ...] = ()
 
 
 class VerifyItem(BaseModel):
     """One subnet and its exported files; the array holds their bytes, one item after the other.
 
-    First `values` float32 numbers, the subnet's weights and norm statistics, then each file.
+    First `values` float32 numbers, the subnet's weights and norm statistics, then each file. The
+    files give the subnet's logits divided by `temperature`, plus `shift`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -293,21 +309,27 @@ class VerifyItem(BaseModel):
     arch: ArchValues
     values: int = Field(ge=1)
     files: tuple[FileEntry, ...]
+    temperature: float = Field(1.0, gt=0, le=1e6)
+    shift: tuple[Finite, ...] = ()
 
 
 class VerifyRequest(Body):
-    """Ask how exported files do on the device's validation examples, beside the subnet itself."""
+    """Ask how exported files do on the device's validation examples, beside the subnet itself.
+
+    With `calibration`, also how far the confidences of both may be trusted.
+    """
 
     action: ClassVar[str] = "evaluate.files"
     space: dict[str, object]
     items: tuple[VerifyItem, ...]
+    calibration: bool = False
 
 
 class Verdict(BaseModel):
     """Right answers of a subnet in PyTorch and of each of its files, in order.
 
     `agree` counts equal top-1 answers, `max_difference` is the largest absolute difference of any
-    logit, per file.
+    logit, per file. `calibration`, where it was asked for, is that of the subnet, then of each file.
     """
 
     model_config = ConfigDict(
@@ -318,6 +340,7 @@ class Verdict(BaseModel):
     correct: tuple[Count, ...]
     agree: tuple[Count, ...]
     max_difference: tuple[float, ...]
+    calibration: tuple[CalibrationSums, ...] = ()
 
 
 class VerifyReply(Body):

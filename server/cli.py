@@ -295,7 +295,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="static, views, merge, aggregate, ..., all; or accuracy, robust, codec, heterogeneity."
+            help="static, views, merge, aggregate, ..., all; or accuracy, robust, codec, "
+            "heterogeneity, bits, ladders."
         ),
     ] = "all",
     data: Annotated[str, typer.Option(help="accuracy: fashion, cifar10, har.")] = "fashion",
@@ -316,6 +317,10 @@ def bench(
     # By name: benchmarks stand beside the layers, nothing may depend on them.
     if name in ("robust", "codec", "heterogeneity"):
         import_module("fedofa.benchmarks.fleet_trials").command(name, seeds, results)
+        return
+    if name in ("bits", "ladders"):
+        module = {"bits": "bits", "ladders": "bits_ladders"}[name]
+        import_module(f"fedofa.benchmarks.{module}").command(results)
         return
     if name == "accuracy":
         import_module("fedofa.benchmarks.accuracy").command(

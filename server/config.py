@@ -16,6 +16,7 @@ from pydantic import (
 
 from ..protos.manifest import FileKind
 from ..protos.recipe import Recipe
+from ..specialize.estimators import Estimator
 from ..specialize.filesize import largest_int8_bytes
 from ..supernet.cost import Budget
 from ..supernet.errors import UsageError
@@ -36,6 +37,8 @@ from .reputation import ReputationConfig
 from .round_config import RoundConfig
 from .samplers.catalogue import SamplerConfig
 from .sharing import ShareConfig
+
+SHARES_TOLERANCE = 1e-3
 
 # It becomes part of file names and of devices' profiles.
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -84,12 +87,33 @@ class SearchConfig(_Section):
 
 
 class ExportConfig(_Section):
-    """Export: which formats, and what an exported file may lose."""
+    """Export: which formats, how they are quantized, and what an exported file may lose.
+
+    `temperature` and `prior` (`equal`, or a share for each class) are folded into the last layer.
+    `calibration` adds a report of what confidences are worth, as a temperature or a prior does.
+    """
 
     formats: tuple[Literal["tflite", "onnx"], ...] = ("tflite", "onnx")
     calibration_examples: int = Field(256, ge=2)
     max_accuracy_drop: float = Field(0.05, ge=0, le=1)
     max_float_difference: float = Field(1e-3, gt=0)
+    ranges: Estimator = "minmax"
+    equalize: bool = False
+    temperature: bool = False
+    prior: Literal["equal"] | tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    calibration: bool = False
+
+    @field_validator("prior")
+    @classmethod
+    def _shares_add_up(cls, prior: object) -> object:
+        if isinstance(prior, tuple) and not abs(sum(prior) - 1) < SHARES_TOLERANCE:
+            raise ValueError(f"the shares must add up to 1, these to {sum(prior):g}")
+        return prior
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether files are to give other logits than their subnets."""
+        return self.temperature or self.prior is not None
 
 
 class SimulationConfig(_Section):

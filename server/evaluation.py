@@ -3,12 +3,16 @@
 The server needs no data. What devices return adds up: sums and counts, minima and maxima.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import add
+from typing import TypeVar
 
 import numpy as np
 
 from ..protos.flower import Values
+from ..protos.histograms import Histogram
 from ..protos.inference import Ranges
 from ..protos.manifest import FileEntry, FileKind
 from ..protos.messages import (
@@ -27,6 +31,7 @@ from ..protos.messages import (
     VerifyRequest,
 )
 from ..protos.subnets import Statistics, flat_statistics, grouped, pack
+from ..specialize.adjust import AS_TRAINED, Adjustment
 from ..supernet.axes import Weights, regions
 from ..supernet.batchnorm import Moments, merge
 from ..supernet.cost import Budget
@@ -39,6 +44,9 @@ from .exchange import Exchange, Request
 from .figures import FileMeasured, Measured
 from .fleet import Fleet, Member
 from .survey import Survey, own_budget
+
+S = TypeVar("S")
+Sums = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,7 @@ class Exported:
     statistics: Statistics
     budget: Budget
     files: Sequence[tuple[FileEntry, bytes]]
+    adjustment: Adjustment = AS_TRAINED
 
 
 def _training(profile: DeviceProfile) -> int:
@@ -142,6 +151,39 @@ class FederatedEvaluator:
         self, targets: Sequence[Target], statistics: Mapping[int, Statistics]
     ) -> dict[int, Measured]:
         """Right answers on the devices' validation examples, of each subnet with statistics."""
+
+        def of(body: EvaluateReply, count: int, stated: int, weight: float) -> list[Measured]:
+            parts = figures.read_measured(body, count, stated)
+            return [figures.lighter(part, weight) for part in parts]
+
+        return self._evaluated(targets, statistics, (), of, add)
+
+    def likelihoods(
+        self,
+        targets: Sequence[Target],
+        statistics: Mapping[int, Statistics],
+        temperatures: Sequence[float],
+    ) -> dict[int, tuple[float, ...]]:
+        """Negative log-likelihood, summed, with the logits divided by each of the temperatures."""
+
+        def of(body: EvaluateReply, count: int, stated: int, weight: float) -> list[Sums]:
+            figures.read_measured(body, count, stated)
+            parts = figures.read_nll(body, count, len(temperatures))
+            return [tuple(weight * each for each in part) for part in parts]
+
+        def both(mine: Sums, theirs: Sums) -> Sums:
+            return tuple(a + b for a, b in zip(mine, theirs, strict=True))
+
+        return self._evaluated(targets, statistics, tuple(temperatures), of, both)
+
+    def _evaluated(
+        self,
+        targets: Sequence[Target],
+        statistics: Mapping[int, Statistics],
+        temperatures: Sums,
+        of: Callable[[EvaluateReply, int, int, float], list[S]],
+        both: Callable[[S, S], S],
+    ) -> dict[int, S]:
         budgets = {place: targets[place].budget for place in statistics}
         plan = self.survey.plan(budgets, _validation)
         weights = self.survey.weights(_validation)
@@ -155,21 +197,36 @@ class FederatedEvaluator:
                     batch_size=self.batch_size,
                     groups=groups,
                     personal=self.personal,
+                    temperatures=temperatures,
                 )
                 yield self._request(name, body, values)
 
-        def read(member: Member, body: EvaluateReply, _values: Values | None) -> list[Measured]:
+        def read(member: Member, body: EvaluateReply, _values: Values | None) -> list[S]:
             stated = member.profile.validation_examples
-            found = figures.read_measured(body, len(plan[member.name]), stated)
-            return [figures.lighter(part, weights[member.name]) for part in found]
+            return of(body, len(plan[member.name]), stated, weights[member.name])
 
-        found: dict[int, Measured] = {}
+        found: dict[int, S] = {}
         for place, mine in self.survey.ask(plan, requests(), EvaluateReply, read):
-            found[place] = found[place] + mine if place in found else mine
+            found[place] = both(found[place], mine) if place in found else mine
         return found
 
     def ranges(self, files: Sequence[FloatFile], most: int) -> dict[int, list[Ranges]]:
         """Per file the activation ranges that each device observed on up to `most` examples."""
+        return self._observed(files, most, 0, figures.read_ranges)
+
+    def histograms(
+        self, files: Sequence[FloatFile], most: int, bins: int
+    ) -> dict[int, list[Mapping[str, Histogram]]]:
+        """The same with histograms of at most so many bins."""
+        return self._observed(files, most, bins, partial(figures.read_histograms, bins=bins))
+
+    def _observed(
+        self,
+        files: Sequence[FloatFile],
+        most: int,
+        bins: int,
+        of: Callable[[RangesReply, int, int], Sequence[S]],
+    ) -> dict[int, list[S]]:
         plan = self.survey.plan(_budgets(files), _training)
 
         def requests() -> Iterator[Request]:
@@ -178,19 +235,21 @@ class FederatedEvaluator:
                 body = RangesRequest(
                     max_examples=most,
                     files=tuple((f.kind, f.input_shape, len(f.content)) for f in mine),
+                    bins=bins,
                 )
                 yield self._request(name, body, _blob([f.content for f in mine]))
 
-        def read(member: Member, body: RangesReply, _values: Values | None) -> Sequence[Ranges]:
-            stated = min(most, member.profile.examples)
-            return figures.read_ranges(body, len(plan[member.name]), stated)
+        def read(member: Member, body: RangesReply, _values: Values | None) -> Sequence[S]:
+            return of(body, len(plan[member.name]), min(most, member.profile.examples))
 
-        found: dict[int, list[Ranges]] = {}
+        found: dict[int, list[S]] = {}
         for place, mine in self.survey.ask(plan, requests(), RangesReply, read):
             found.setdefault(place, []).append(mine)
         return found
 
-    def verify(self, exports: Sequence[Exported]) -> dict[int, list[FileMeasured]]:
+    def verify(
+        self, exports: Sequence[Exported], *, calibration: bool = False
+    ) -> dict[int, list[FileMeasured]]:
         """Each export's files against its subnet in PyTorch, on the validation examples."""
         plan = self.survey.plan(_budgets(exports), _validation)
         weights = self.survey.weights(_validation)
@@ -199,7 +258,7 @@ class FederatedEvaluator:
             for name, places in plan.items():
                 packed = [self._verify_item(exports[place]) for place in places]
                 items = tuple(item for item, _ in packed)
-                body = VerifyRequest(space=self._plain, items=items)
+                body = VerifyRequest(space=self._plain, items=items, calibration=calibration)
                 yield self._request(name, body, _blob([blob for _, blob in packed]))
 
         def read(
@@ -220,7 +279,13 @@ class FederatedEvaluator:
         weights = gather(self._weights, regions(self._space, export.arch))
         values = np.concatenate([weights, flat_statistics(export.statistics)])
         entries = tuple(entry for entry, _ in export.files)
-        item = VerifyItem(arch=dict(export.arch), values=len(values), files=entries)
+        item = VerifyItem(
+            arch=dict(export.arch),
+            values=len(values),
+            files=entries,
+            temperature=export.adjustment.temperature,
+            shift=export.adjustment.shift,
+        )
         return item, values.tobytes() + b"".join(content for _, content in export.files)
 
     def _packed(

@@ -6,14 +6,16 @@ profile. MessageError says what is wrong with one that is not used.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..protos.calibration import Calibration
 from ..protos.flower import Values
+from ..protos.histograms import Histogram
 from ..protos.inference import Ranges
 from ..protos.messages import (
     EvaluateReply,
@@ -24,6 +26,7 @@ from ..protos.messages import (
     VerifyReply,
 )
 from ..supernet.batchnorm import Moments
+from ..supernet.errors import UsageError
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import batch_norms
 
@@ -61,6 +64,8 @@ class FileMeasured:
     reference: Measured
     agree: int
     max_difference: float
+    calibration: tuple[Calibration, Calibration] | None = None
+    """Of the file and of its subnet, where it was asked for."""
 
     def __add__(self, other: "FileMeasured") -> "FileMeasured":
         return FileMeasured(
@@ -69,7 +74,14 @@ class FileMeasured:
             agree=self.agree + other.agree,
             # Python's max passes over a NaN or keeps it, as the order has it.
             max_difference=max(_bounded(self.max_difference), _bounded(other.max_difference)),
+            calibration=self._calibration_with(other),
         )
+
+    def _calibration_with(self, other: "FileMeasured") -> tuple[Calibration, Calibration] | None:
+        if self.calibration is None or other.calibration is None:
+            return self.calibration or other.calibration
+        (file, reference), (file_2, reference_2) = self.calibration, other.calibration
+        return file + file_2, reference + reference_2
 
 
 def read_moments(
@@ -124,6 +136,38 @@ def read_ranges(reply: RangesReply, files: int, examples: int) -> tuple[Ranges, 
     return reply.ranges
 
 
+def read_histograms(
+    reply: RangesReply, files: int, examples: int, bins: int
+) -> tuple[Mapping[str, Histogram], ...]:
+    """Histograms of activations per file, each over all the examples and of its own range."""
+    ranges = read_ranges(reply, files, examples)
+    if [each.keys() for each in ranges] != [each.keys() for each in reply.histograms]:
+        raise MessageError("ranges: a histogram for each tensor expected")
+    found = []
+    for mine, counts in zip(ranges, reply.histograms, strict=True):
+        try:
+            seen = {
+                name: Histogram.with_range(bins, mine[name], each, zeros)
+                for name, (zeros, each) in counts.items()
+            }
+        except UsageError as error:
+            raise MessageError(f"ranges: {error}") from None
+        if any(each.total % reply.examples for each in seen.values()):
+            raise MessageError("ranges: a histogram is not of so many values for each example")
+        found.append(seen)
+    return tuple(found)
+
+
+def read_nll(reply: EvaluateReply, targets: int, temperatures: int) -> list[tuple[float, ...]]:
+    """Summed negative log-likelihoods per subnet and temperature."""
+    sizes = [len(sums) for sums in reply.nll]
+    if sizes != [temperatures] * targets or any(each < 0 for sums in reply.nll for each in sums):
+        raise MessageError(
+            f"evaluation: log-likelihoods of {targets} subnets at {temperatures} temperatures expected"
+        )
+    return list(reply.nll)
+
+
 def read_verdicts(
     reply: VerifyReply, files: Sequence[int], examples: int
 ) -> list[list[FileMeasured]]:
@@ -138,6 +182,8 @@ def read_verdicts(
         counts = (*verdict.correct, *verdict.agree, verdict.reference_correct)
         if any(not 0 <= right <= examples for right in counts):
             raise MessageError(f"verification: counts from 0 to {examples} expected")
+        if len(verdict.calibration) not in (0, count + 1):
+            raise MessageError(f"verification: calibrations of {count + 1} networks expected")
     return [_figures(verdict, examples) for verdict in reply.verdicts]
 
 
@@ -149,9 +195,21 @@ def _require_examples(about: str, got: int, stated: int) -> None:
 def _figures(verdict: Verdict, examples: int) -> list[FileMeasured]:
     reference = Measured(verdict.reference_correct, examples)
     parts = zip(verdict.correct, verdict.agree, verdict.max_difference, strict=True)
-    return [
+    found = [
         FileMeasured(Measured(correct, examples), reference, agree, _bounded(gap))
         for correct, agree, gap in parts
+    ]
+    if not verdict.calibration:
+        return found
+    try:
+        subnet, *files = (Calibration(*sums) for sums in verdict.calibration)
+    except UsageError as error:
+        raise MessageError(f"verification: {error}") from None
+    if any(each.examples != examples for each in (subnet, *files)):
+        raise MessageError(f"verification: a calibration is not of the {examples} examples")
+    return [
+        replace(figure, calibration=(file, subnet))
+        for figure, file in zip(found, files, strict=True)
     ]
 
 
@@ -187,6 +245,7 @@ def lighter_file(figure: FileMeasured, weight: float) -> FileMeasured:
         reference=lighter(figure.reference, weight),
         agree=lighter(Measured(figure.agree, figure.file.examples), weight).correct,
         max_difference=figure.max_difference,
+        calibration=figure.calibration,
     )
 
 

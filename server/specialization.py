@@ -1,7 +1,7 @@
 """From a trained supernet to a published model for each device class."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from ..protos.depot import STABLE
 from ..protos.inference import Ranges
 from ..protos.manifest import FileEntry, FileKind, Manifest
 from ..protos.subnets import flat_statistics
+from ..specialize import estimators
+from ..specialize.estimators import BINS
 from ..specialize.export import FLOATS, FloatExport, Subnet, export_floats, preload, quantize
 from ..specialize.fork_server import Call, ForkServer
 from ..specialize.ranges import agreeing, merge
@@ -19,10 +21,11 @@ from ..supernet.axes import Weights, regions
 from ..supernet.errors import ExportError, FedofaError, RunError
 from ..supernet.space import Space, plain
 from ..supernet.weights import digest, gather
+from .adjustments import Adjustments
 from .class_budgets import ClassBudget, usable_classes
 from .class_search import Choice, search_classes
 from .config import RunConfig
-from .evaluation import Exported, FederatedEvaluator, FloatFile
+from .evaluation import Exported, FederatedEvaluator, FloatFile, Target
 from .events import EventLog
 from .exchange import Exchange
 from .figures import FileMeasured
@@ -77,6 +80,7 @@ class Specialization:
         self._fleet, self._log = fleet, log
         self._evaluator = FederatedEvaluator(exchange, fleet, space, weights, log)
         self._evaluator.configure(config)
+        self._adjustments = Adjustments(config.export, fleet, log)
         self._manifests = Manifests(config, space, fleet.any_profile, digest(weights))
         self._works: dict[str, _Work] = {}
         self._failed: dict[str, str] = {}
@@ -125,8 +129,26 @@ class Specialization:
             arch = choice.best.arch
             weights = gather(self._weights, regions(self._space, arch))
             values = np.concatenate([weights, flat_statistics(choice.statistics)])
-            subnet = Subnet(plain(self._space.to_dict()), dict(arch), values)
+            subnet = Subnet(
+                plain(self._space.to_dict()),
+                dict(arch),
+                values,
+                equalize=self._config.export.equalize,
+            )
             self._works[name] = _Work(choice, subnet, folders.draft(name))
+        if self._config.export.adjusts:
+            self._adjust()
+
+    def _adjust(self) -> None:
+        works = dict(enumerate(list(self._works.items())))
+        targets = [Target(w.choice.best.arch, w.choice.budget) for _, w in works.values()]
+        statistics = {at: work.choice.statistics for at, (_, work) in works.items()}
+        found = self._adjustments.found(self._evaluator, targets, statistics)
+        for place, (name, work) in works.items():
+            if place in found:
+                work.subnet = replace(work.subnet, adjustment=found[place])
+            else:
+                self._fail(name, "no device told its likelihood; see no_answer in the event log")
 
     def _classes(self) -> dict[str, ClassBudget]:
         return usable_classes(self._config, self._space, self._fleet, self._log, self._fail)
@@ -160,7 +182,7 @@ class Specialization:
             for form, content in work.observable.items():
                 files.append(FloatFile(FLOATS[form], work.input_shape, content, work.choice.budget))
                 owners.append((name, form))
-        found = self._evaluator.ranges(files, self._config.export.calibration_examples)
+        found, merged = self._observations(files)
         for place, (name, form) in enumerate(owners):
             if name not in self._works:
                 continue
@@ -168,9 +190,19 @@ class Specialization:
             if ignored := len(found.get(place, [])) - len(parts):
                 self._log("ranges_ignored", device_class=name, kind=FLOATS[form], devices=ignored)
             try:
-                self._works[name].ranges[form] = merge(parts)
+                self._works[name].ranges[form] = merged(parts)
             except ExportError as error:
                 self._fail(name, error)
+
+    def _observations(
+        self, files: list[FloatFile]
+    ) -> tuple[dict[int, list[Any]], Callable[[list[Any]], Ranges]]:
+        """What the devices saw of each file, and how their parts make up one range a tensor."""
+        export = self._config.export
+        if export.ranges == "minmax":
+            return self._evaluator.ranges(files, export.calibration_examples), merge
+        seen = self._evaluator.histograms(files, export.calibration_examples, BINS)
+        return seen, partial(estimators.merged, estimator=export.ranges)
 
     def _quantize(self, converters: ForkServer) -> None:
         self._tell("quantizing")
@@ -187,10 +219,13 @@ class Specialization:
                 work.choice.statistics,
                 work.choice.budget,
                 [(entry, (work.folder / entry.name).read_bytes()) for entry in work.entries],
+                work.subnet.adjustment,
             )
             for work in self._works.values()
         ]
-        found = self._evaluator.verify(exports)
+        export = self._config.export
+        calibration = export.calibration or export.adjusts
+        found = self._evaluator.verify(exports, calibration=calibration)
         for place, (name, work) in enumerate(list(self._works.items())):
             if place not in found:
                 self._fail(name, "no device verified its files; see no_answer in the event log")
@@ -219,4 +254,4 @@ class Specialization:
         (work.folder / "manifest.json").write_bytes(manifest.to_json())
         path = folders.publish(name) / "manifest.json"
         self._log("published", device_class=name, model=manifest.model, version=manifest.version)
-        return Specialized(name, manifest, path, work.choice, work.figures)
+        return Specialized(name, manifest, path, work.choice, work.figures, work.subnet.adjustment)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..protos import durable
 from ..protos.manifest import FILE_NAMES, FileKind, Manifest
+from ..specialize.adjust import AS_TRAINED, Adjustment
 from .class_search import Choice
 from .figures import FileMeasured
 
@@ -21,6 +22,7 @@ class Specialized:
     manifest_path: Path
     choice: Choice
     figures: Mapping[FileKind, FileMeasured]
+    adjustment: Adjustment = AS_TRAINED
 
 
 def write_results(path: Path, results: Sequence[Specialized]) -> None:
@@ -35,6 +37,7 @@ def _row(result: Specialized) -> dict[str, object]:
         result.choice.margin,
         result.choice.best,
     )
+    adjusted = result.adjustment
     measured = {str(kind): figure.file.accuracy for kind, figure in result.figures.items()}
     return {
         "class": result.device_class,
@@ -64,4 +67,18 @@ def _row(result: Specialized) -> dict[str, object]:
         ],
         "over_random": margin and {"mean": margin[0], "standard_error": margin[1]},
         "predictions": result.choice.predictions,
+        "adjustment": {"temperature": adjusted.temperature, "shift": list(adjusted.shift)},
+        "calibration": calibration(result.figures),
+    }
+
+
+def calibration(figures: Mapping[FileKind, FileMeasured]) -> dict[str, dict[str, float]] | None:
+    """Each file's report and, as `pytorch`, its subnet's; None where none was asked for."""
+    found = {str(kind): f.calibration for kind, f in figures.items() if f.calibration is not None}
+    if not found:
+        return None
+    subnet = next(iter(found.values()))[1]
+    return {
+        "pytorch": subnet.report(),
+        **{kind: file.report() for kind, (file, _) in found.items()},
     }

@@ -16,6 +16,7 @@ from ..supernet.families.catalogue import space_from_dict
 from ..supernet.space import Value
 from ..supernet.subnet import static
 from ..supernet.weights import Flat, shapes_of, size_of, split
+from .adjust import AS_TRAINED, Adjustment, adjusted
 
 FLOATS: Mapping[str, FileKind] = {"tflite": "tflite_fp32", "onnx": "onnx_fp32"}
 INTS: Mapping[str, FileKind] = {"tflite": "tflite_int8", "onnx": "onnx_int8"}
@@ -25,12 +26,15 @@ INTS: Mapping[str, FileKind] = {"tflite": "tflite_int8", "onnx": "onnx_int8"}
 class Subnet:
     """A subnet as a worker gets it: plain values, no modules.
 
-    `values` holds the weights, then mean and variance of each norm layer.
+    `values` holds the weights, then mean and variance of each norm layer. The files are to give its
+    logits with the adjustment; `equalize` scales channels on the way, which changes no output.
     """
 
     space: Mapping[str, object]
     arch: Mapping[str, Value]
     values: Flat
+    adjustment: Adjustment = AS_TRAINED
+    equalize: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +62,27 @@ def preload() -> None:
 
 
 def module_of(subnet: Subnet) -> torch.nn.Module:
-    """The subnet as a module in evaluation mode."""
+    """The subnet as a module in evaluation mode, its logits adjusted."""
     space = space_from_dict(subnet.space)
     arch = space.arch(subnet.arch)
     shapes = shapes_of(regions(space, arch))
     values = subnet.values.copy()
     module = static(space, arch, split(values[: size_of(shapes)], shapes)).eval()
     set_statistics(module, values, size_of(shapes))
-    return module
+    return adjusted(module, torch.zeros(1, *space.input_shape(arch)), subnet.adjustment)
 
 
 def export_floats(subnet: Subnet, formats: Sequence[str], folder: Path) -> FloatExport:
     """Write the float files into a folder; ExportError when a converter refuses."""
     from . import onnx_export, tflite
+    from .equalize import equalized
     from .folding import folded
 
     space = space_from_dict(subnet.space)
     shape = space.input_shape(space.arch(subnet.arch))
     module, example = folded(module_of(subnet)), torch.zeros(1, *shape)
+    if subnet.equalize:
+        module = equalized(module).module
     folder.mkdir(parents=True, exist_ok=True)
     observable = {}
     for form in formats:
@@ -91,7 +98,7 @@ def export_floats(subnet: Subnet, formats: Sequence[str], folder: Path) -> Float
 
 def quantize(folder: Path, ranges: Mapping[str, Ranges]) -> list[FileEntry]:
     """Write the int8 files beside the float files (format → ranges); entries of all files."""
-    from . import onnx_export, tflite
+    from . import onnx_export, onnx_quantize, tflite
 
     entries = []
     for form, found in ranges.items():
@@ -100,7 +107,7 @@ def quantize(folder: Path, ranges: Mapping[str, Ranges]) -> list[FileEntry]:
         if form == "tflite":
             tflite.quantize_tflite(source, found, target)
         else:
-            onnx_export.quantize_onnx(source, found, target)
+            onnx_quantize.quantize_onnx(source, found, target)
         for kind, path in ((INTS[form], target), (FLOATS[form], source)):
             entries.append(file_entry(kind, path, tool.specs(path)))
     return entries

@@ -1,4 +1,4 @@
-"""ONNX export (torch.onnx) and int8 quantization (onnxruntime, QDQ) with given ranges."""
+"""ONNX export (torch.onnx): float files, small and the same each time."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..protos.inference import ACTIVATION, Ranges
+from ..protos.inference import ACTIVATION
 from ..protos.manifest import TensorSpec
 from ..supernet.errors import ExportError
-from .ranges import with_width
 from .tflite import quiet
 
 OPSET = 18
@@ -52,7 +51,7 @@ def export_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
         model = onnxscript.optimizer.optimize(
             program.model_proto, input_size_limit=FOLDED, output_size_limit=FOLDED
         )
-        _shorten(model)
+        shorten(model)
         onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -63,55 +62,9 @@ def observable(path: Path) -> bytes:
 
     model = onnx.load(str(path))
     known = {value.name for value in (*model.graph.input, *model.graph.output)}
-    for name in sorted(_activations(model) - known):
+    for name in sorted(activations(model) - known):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, FLOAT, None))
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def quantize_onnx(source: Path, ranges: Ranges, target: Path) -> None:
-    """Write the int8 file of a float file: QDQ, weights per channel, float32 I/O.
-
-    Weights keep 7 bits: without VNNI, x86 processors add two products of 8 bits in 16, which
-    overflows from 8-bit weights on (255 · 127 · 2 > 2¹⁵), and a file is to run on any device.
-    ExportError names an activation without a range.
-    """
-    import onnx
-
-    model = onnx.load(str(source))
-    missing = sorted(_activations(model) - ranges.keys())
-    if missing:
-        raise ExportError(f"ONNX int8: no range for tensor {missing[0]}")
-    with quiet():
-        import numpy as np
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-        from onnxruntime.quantization.registry import QDQRegistry
-
-        limits = {
-            name: (np.float32(low), np.float32(high))
-            for name, (low, high) in with_width(ranges).items()
-        }
-        try:
-            quantizer = QDQQuantizer(
-                model,
-                per_channel=True,
-                reduce_range=True,
-                weight_qType=QuantType.QInt8,
-                activation_qType=QuantType.QInt8,
-                tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
-                nodes_to_quantize=[],
-                nodes_to_exclude=[],
-                op_types_to_quantize=list(QDQRegistry),
-                extra_options={},
-            )
-            quantizer.quantize_model()
-            quantizer.model.topological_sort()  # the format asks for it; the quantizer appends
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise ExportError(f"ONNX int8: {error}") from error
-        done = quantizer.model.model
-        _shorten(done)
-    target.write_bytes(done.SerializeToString(deterministic=True))
 
 
 def specs(path: Path) -> tuple[TensorSpec, TensorSpec]:
@@ -127,7 +80,7 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(name=value.name, shape=tuple(d.dim_value or 1 for d in dims), dtype="float32")
 
 
-def _activations(model: Any) -> set[str]:
+def activations(model: Any) -> set[str]:
     """Names of the float tensors that are no constants: an attention's sizes are integers."""
     import onnx
 
@@ -141,7 +94,7 @@ def _activations(model: Any) -> set[str]:
     return found
 
 
-def _shorten(model: Any) -> None:
+def shorten(model: Any) -> None:
     """Short names by position, and nothing that no runtime needs: texts, metadata, shapes."""
     graph = model.graph
     _merge_equal_constants(graph)

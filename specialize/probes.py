@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ..protos import durable
-from ..protos.inference import observe_ranges
 from ..protos.manifest import FILE_NAMES, FileEntry
+from ..protos.observing import observe_ranges
 from ..protos.probes import SET_NAME, Probe, ProbeSet
 from ..supernet.axes import regions
 from ..supernet.cost import LayerPlan, cost

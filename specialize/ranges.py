@@ -2,15 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from ..protos.inference import Ranges
 from ..supernet.errors import ExportError
 
+M = TypeVar("M", bound=Mapping[str, Any])
 NEVER_ACTIVE = 1e-6
 
 
-def agreeing(parts: Sequence[Ranges]) -> list[Ranges]:
+def agreeing(parts: Sequence[M]) -> list[M]:
     """The parts that name the same tensors as most of them do: one odd device costs its own only."""
     names = Counter(frozenset(part) for part in parts)
     return [part for part in parts if part.keys() == names.most_common(1)[0][0]]

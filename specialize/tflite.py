@@ -16,8 +16,9 @@ from ..protos.inference import Ranges
 from ..protos.manifest import TensorSpec
 from ..protos.runtimes import silent_stderr
 from ..supernet.errors import ExportError
-from . import tflite_file, tflite_fit
+from . import tflite_file, tflite_fit, tflite_recipe
 from .ranges import with_width
+from .scheme import FLOAT_BITS, INT8, QuantScheme, require, require_places
 
 
 def export_tflite(module: nn.Module, example: Tensor, path: Path) -> None:
@@ -36,18 +37,24 @@ def export_tflite(module: nn.Module, example: Tensor, path: Path) -> None:
     path.write_bytes(tflite_file.packed(tflite_file.read(path.read_bytes())))
 
 
-def quantize_tflite(source: Path, ranges: Ranges, target: Path) -> None:
-    """Write the int8 file of a float file: weights per channel, activations per tensor, int8 I/O.
+def quantize_tflite(source: Path, ranges: Ranges, target: Path, scheme: QuantScheme = INT8) -> None:
+    """Write the quantized file of a float file; activations, if integers, per tensor, and I/O too.
 
-    `ranges` are those of the file's activations; ExportError names a missing one.
+    `ranges` are those of the file's activations; ExportError names a missing one, and a scheme that
+    the runtime lacks.
     """
+    require(scheme, "tflite")
     model = tflite_file.read(source.read_bytes())
+    require_places(scheme, len(tflite_file.weight_layers(model)))
     missing = sorted(tflite_file.activations(model) - ranges.keys())
     if missing:
         raise ExportError(f"TFLite int8: no range for tensor {missing[0]}")
-    fitted = tflite_fit.fit(model, with_width(ranges))
+    fitted, static = with_width(ranges), scheme.activation_bits != FLOAT_BITS
+    if scheme.activation_bits == tflite_fit.ACTIVATION_BITS:
+        widths = tflite_recipe.layer_bits(model, scheme)
+        fitted = tflite_fit.fit(model, fitted, tflite_recipe.steps(widths))
     with quiet():
-        from ai_edge_quantizer import quantizer, recipe
+        from ai_edge_quantizer import quantizer
 
         ranks = tflite_file.ranks(model)
         statistics = {
@@ -56,7 +63,8 @@ def quantize_tflite(source: Path, ranges: Ranges, target: Path) -> None:
         }
         content = bytearray(tflite_file.packed(model))
         try:
-            done = quantizer.Quantizer(content, recipe.static_wi8_ai8()).quantize(statistics)
+            recipe = tflite_recipe.recipe(model, scheme)
+            done = quantizer.Quantizer(content, recipe).quantize(statistics if static else None)
         except (RuntimeError, ValueError, KeyError) as error:
             raise ExportError(f"TFLite int8: {error}") from error
     if done.quantized_model is None:

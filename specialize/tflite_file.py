@@ -93,3 +93,24 @@ def activations(model: Any) -> set[str]:
 def ranks(model: Any) -> dict[str, int]:
     """Tensor name → number of dimensions."""
     return {tensor.name.decode(): len(tensor.shape) for tensor in model.subgraphs[0].tensors}
+
+
+CHANNEL_AXIS = {3: 0, 4: 3, 9: 0}
+"""Of the kernel, by the schema's code: convolution, depthwise convolution, fully connected."""
+DEPTHWISE = 4
+
+
+def weight_layers(model: Any) -> list[Any]:
+    """The operators with a constant kernel, in order: convolutions and fully connected layers."""
+    graph = model.subgraphs[0]
+    return [
+        operator
+        for operator in graph.operators
+        if code_of(model, operator) in CHANNEL_AXIS
+        and model.buffers[graph.tensors[operator.inputs[1]].buffer].data is not None
+    ]
+
+
+def code_of(model: Any, operator: Any) -> int:
+    """The schema's number of an operator's kind."""
+    return int(model.operatorCodes[operator.opcodeIndex].builtinCode)

@@ -7,34 +7,32 @@ a bias that is not, and layers that are hardly ever active: then the bias does n
 2^8. Both cost nothing to prevent.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..protos.inference import Ranges
+from .tflite_file import CHANNEL_AXIS, code_of, weight_layers
 
-CHANNEL_AXIS = {3: 0, 4: 3, 9: 0}
-"""Of the kernel, by the schema's code: convolution, depthwise convolution, fully connected."""
 BIAS_STEPS = 2.0**30
 MAX_RESCALE = 2.0**7
 WEIGHT_STEPS, ACTIVATION_STEPS = 127, 255
+ACTIVATION_BITS = 8
+"""Only beside those: with 16 bits the reference kernels compute, whose sums have 64."""
 
 
-def fit(model: Any, ranges: Ranges) -> Ranges:
+def fit(model: Any, ranges: Ranges, weight_steps: Sequence[int] | None = None) -> Ranges:
     """Raise weights in a model (in place) and return its ranges widened, where int8 needs it.
 
-    At most one weight per channel changes, by so little that the output moves by less than
+    `weight_steps` are those on either side of 0 of each layer's weights, 127 where not given. At most one weight per channel changes, by so little that the output moves by less than
     4e-5 of the channel's bias: under a hundredth of an int8 step.
     """
     graph, fitted = model.subgraphs[0], dict(ranges)
-    for operator in graph.operators:
-        axis = CHANNEL_AXIS.get(model.operatorCodes[operator.opcodeIndex].builtinCode)
-        if axis is None:
-            continue
+    for place, operator in enumerate(weight_layers(model)):
+        axis = CHANNEL_AXIS[code_of(model, operator)]
         source, kernel, *rest = (graph.tensors[at] for at in operator.inputs if at >= 0)
-        if model.buffers[kernel.buffer].data is None:  # a product of two activations
-            continue
         step = _width(fitted[source.name.decode()]) / ACTIVATION_STEPS
         least = np.zeros(kernel.shape[axis])
         if rest:
@@ -42,7 +40,8 @@ def fit(model: Any, ranges: Ranges) -> Ranges:
             least = np.abs(bias) * (WEIGHT_STEPS / BIAS_STEPS / step)
         peak = _raise_weights(model.buffers[kernel.buffer], kernel.shape, axis, least)
         name = graph.tensors[operator.outputs[0]].name.decode()
-        needed = ACTIVATION_STEPS * step * peak / WEIGHT_STEPS / MAX_RESCALE
+        steps = WEIGHT_STEPS if weight_steps is None else weight_steps[place]
+        needed = ACTIVATION_STEPS * step * peak / steps / MAX_RESCALE
         low, high = fitted[name]
         fitted[name] = low, high + max(0.0, needed - _width((low, high)))
     return fitted

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from fedofa.protos.inference import observe_ranges, open_model
+from fedofa.protos.inference import open_model
 from fedofa.protos.manifest import FileKind
+from fedofa.protos.observing import observe_ranges
 from fedofa.server.aggregation.update import Merged
 from fedofa.server.config import parse_config
 from fedofa.server.jobs import Job

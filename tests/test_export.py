@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fedofa.protos.inference import observe_ranges, open_model
+from fedofa.protos.inference import open_model
 from fedofa.protos.manifest import FILE_NAMES, FileKind
+from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, tflite, verify
 from fedofa.specialize.export import FLOATS, INTS
 from fedofa.specialize.folding import folded

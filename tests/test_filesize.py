@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fedofa.protos.inference import observe_ranges
 from fedofa.protos.manifest import FILE_NAMES, FileKind
+from fedofa.protos.observing import observe_ranges
 from fedofa.specialize.export import FLOATS, INTS, Subnet, export_floats, quantize
 from fedofa.specialize.filesize import OVERHEAD, predicted_size_bytes
 from fedofa.supernet.cost import LayerPlan

@@ -13,11 +13,11 @@ from fedofa.protos.inference import (
     available_runtimes,
     dequantized,
     first_available_kind,
-    observe_ranges,
     open_model,
     quantized,
 )
 from fedofa.protos.manifest import FILE_NAMES, FileKind, TensorSpec
+from fedofa.protos.observing import observe_ranges
 from fedofa.supernet.errors import ArtifactError, UsageError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +28,8 @@ OPENS = """
 import sys
 from pathlib import Path
 import numpy as np
-from fedofa.protos.inference import observe_ranges, open_model
+from fedofa.protos.inference import open_model
+from fedofa.protos.observing import observe_ranges
 from fedofa.protos.manifest import FileEntry
 folder = Path(sys.argv[1])
 for line in sys.argv[2:]:

@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from fedofa.protos.inference import Floats, Ranges, observe_ranges
+from fedofa.protos.inference import Floats, Ranges
 from fedofa.protos.manifest import FILE_NAMES, FileEntry, FileKind
-from fedofa.specialize import onnx_export, tflite
+from fedofa.protos.observing import observe_ranges
+from fedofa.specialize import onnx_export, onnx_quantize, tflite
 from fedofa.specialize.export import FLOATS, INTS, file_entry
 from fedofa.specialize.folding import folded
 from numpy.typing import NDArray
@@ -158,7 +159,7 @@ def quantize(form: str, source: Path, ranges: Ranges, target: Path) -> bytes:
     if form == "tflite":
         tflite.quantize_tflite(source, ranges, target)
     else:
-        onnx_export.quantize_onnx(source, ranges, target)
+        onnx_quantize.quantize_onnx(source, ranges, target)
     return target.read_bytes()
 
 

@@ -1,0 +1,104 @@
+"""Subnets of every budget from a supernet trained once: what the benchmark of bits exports."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from fedofa.client.batches import resized
+from fedofa.client.data import Floats, Labels
+from fedofa.client.device import data as data_of
+from fedofa.server.limits import Limits
+from fedofa.server.samplers.drawing import largest_fit
+from fedofa.supernet.axes import regions, take
+from fedofa.supernet.batchnorm import collect, load
+from fedofa.supernet.cost import Budget
+from fedofa.supernet.space import Arch, Space
+from fedofa.supernet.subnet import static
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .accuracy_run import configuration
+from .accuracy_tasks import TASKS, Task, data_folder
+from .federation import Federation, fleet_of, rounds_for
+from .subnet_accuracy import BATCH, Pooled, pooled
+
+TRAIN_MACS = 3e11
+"""A quarter or less of what the accuracy benchmark spends: accuracies are lower than there."""
+SEED = 0
+CALIBRATION_EACH, STATISTICS_EACH = 16, 50
+
+Change = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurable:
+    """A task's trained weights, and the examples to prepare and to measure subnets with.
+
+    `parts` are each device's own inputs for activation ranges.
+    """
+
+    task: Task
+    weights: dict[str, Tensor]
+    parts: tuple[Floats, ...]
+    statistics: Pooled
+    test: Pooled
+
+    @property
+    def space(self) -> Space:
+        """Of all its subnets."""
+        return self.task.space
+
+    def archs(self) -> Iterator[tuple[str, Arch]]:
+        """Each budget and the largest subnet within it."""
+        for name, macs in self.task.budgets().items():
+            yield (
+                name,
+                largest_fit(
+                    self.space, Limits(Budget(macs=macs), self.task.recipe["batch_size"]), SEED
+                ),
+            )
+
+    def module(self, arch: Arch, change: Change | None = None) -> nn.Module:
+        """The subnet in evaluation mode, norm statistics measured with its weights as changed."""
+        own = take(self.weights, regions(self.space, arch))
+        module = static(self.space, arch, change(own) if change else own)
+        x = resized(torch.from_numpy(self.statistics.x), self.space.input_shape(arch))
+        load(module, collect(module, torch.split(x, BATCH)))
+        return module.eval()
+
+    def inputs(self, arch: Arch, x: Floats) -> Floats:
+        """At the subnet's resolution."""
+        found: Floats = resized(torch.from_numpy(x), self.space.input_shape(arch)).numpy()
+        return found
+
+
+def measurable(name: str, kept: Path, test_examples: int) -> Measurable:
+    """Train a task's supernet, or read what an earlier run kept in that folder."""
+    task = replace(TASKS[name], budget_macs=TRAIN_MACS)
+    devices = fleet_of(task.source(SEED), list(task.budgets()))
+    path = kept / f"{name}.safetensors"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            make = partial(configuration, task, "fedofa", SEED, change={})
+            rounds = rounds_for(Federation(make(rounds=8), devices, Path(folder)), TRAIN_MACS)
+            federation = Federation(make(rounds=rounds), devices, Path(folder))
+            federation.train()
+        kept.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in federation.training.weights.items()}, path)
+    clients = [data_of(device) for device in devices.values()]
+    train: list[tuple[Floats, Labels]] = [
+        (c.normalized(c.train.x[:1000]), c.train.y[:1000]) for c in clients
+    ]
+    held_out = task.test(str(data_folder() / task.folder))
+    chosen = torch.randperm(len(held_out.y), generator=torch.Generator().manual_seed(SEED))
+    rows = chosen[:test_examples].numpy()
+    return Measurable(
+        task,
+        load_file(path),
+        tuple(x[:CALIBRATION_EACH] for x, _ in train),
+        pooled(train, STATISTICS_EACH, SEED),
+        Pooled(clients[0].normalized(held_out.x[rows]), held_out.y[rows]),
+    )
