@@ -19,8 +19,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from fedofa.protos import durable
 from fedofa.server.tables import table
+from fedofa.specialize.search.pareto import hypervolume as volume
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
 from rich.console import Console
@@ -160,13 +162,8 @@ def hypervolume(record: Mapping[str, Any], most: int) -> float:
     """Area under the front of accuracy over MACs, 0 to 1: MACs as a share of `most`, the largest
     subnet's; below the cheapest subnet nothing is counted.
     """
-    points = sorted(zip(record["macs"], record["accuracy"], strict=True))
-    area, best = 0.0, 0.0
-    edges = [macs for macs, _ in points[1:]] + [most]
-    for (macs, accuracy), edge in zip(points, edges, strict=True):
-        best = max(best, accuracy)
-        area += best * (edge - macs) / most
-    return area
+    costs = np.array(record["macs"], dtype=np.float64) / most
+    return volume(np.column_stack([costs, -np.array(record["accuracy"])]), (1.0, 0.0))
 
 
 def standard_error(gaps: Sequence[float]) -> float:

@@ -17,7 +17,8 @@ from ..supernet.errors import RunError
 from ..supernet.space import Space
 from .checkpoint import Checkpoint
 from .class_budgets import ClassBudget, usable_classes
-from .class_search import Choice, search_classes
+from .class_choice import Choice
+from .class_search import search_classes
 from .config import RunConfig
 from .evaluation import FederatedEvaluator, Target
 from .events import EventLog
@@ -104,11 +105,13 @@ def _only_global(choice: Choice) -> ClassAccuracy:
 
 def _row(found: ClassAccuracy, local: Sequence[str]) -> dict[str, object]:
     best = found.choice.best
+    said = found.choice.to_row()
     both = {"personalised": found.personalised, "global": found.globally}
     return {
         "class": found.choice.device_class,
         "arch": dict(best.arch),
         "macs": best.macs,
+        **{name: said[name] for name in ("searched", "over_random_percent", "predictor")},
         **{name: measured and measured.accuracy for name, measured in both.items()},
         "standard_error": {name: measured and measured.error for name, measured in both.items()},
         "examples": {name: measured and measured.examples for name, measured in both.items()},

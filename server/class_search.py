@@ -1,64 +1,59 @@
-"""The best subnet for each device class: measured on the devices, searched, measured again.
+"""The best subnet for each device class: searched by measuring on the devices, then measured again.
 
-A few subnets that fit each class are measured; a predictor learned from them guides an evolution
-within the class's budget; its finalists are measured in the same way as the largest subnet that
-fits and random ones that fit, and the best measured one is chosen. Two exchanges with the fleet
-for the first measurement, two for the second, however many subnets the evolution looks at.
+The classes' searches go side by side: what all of them want measured next travels in one exchange
+for norm statistics and one for accuracy. Each search's last proposals are measured in the same
+exchange as the largest subnet that fits and random ones that fit, and the best measured one is
+chosen. With the method `predicted` that makes four exchanges in all: a sample, and what a predictor
+learned from it thinks best, however many subnets it looks at.
 """
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..protos.subnets import Statistics
-from ..specialize.predictor import Sample, fit
-from ..specialize.search import Evolution, evolve, largest_that_fits, random_that_fits
-from ..supernet.cost import Budget, cost
+from ..specialize.predictors.contract import Sample
+from ..specialize.predictors.kinds import PREDICTORS
+from ..specialize.predictors.rank_report import rank_report
+from ..specialize.search.contract import Fits, Method, Scored, Task
+from ..specialize.search.evolution import Evolution
+from ..specialize.search.feasible import largest_that_fits, new_ones, random_that_fits
+from ..specialize.search.loop import Run
+from ..specialize.search.methods import METHODS
+from ..specialize.search.predicted import Predicted
+from ..specialize.zero_cost import zero_cost_scores
+from ..supernet.cost import cost
 from ..supernet.randomness import stream
 from ..supernet.space import Arch, Space
 from .class_budgets import ClassBudget
-from .config import RunConfig
+from .class_choice import Candidate, Choice
+from .config import RunConfig, SearchConfig
 from .evaluation import FederatedEvaluator, Target
 from .figures import Measured
 
-Fits = Callable[[Arch], bool]
+_Found = dict[Arch, tuple[Measured, Statistics]]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A subnet that was measured for a class. `origin`: searched, largest or random."""
+@dataclass(slots=True)
+class _Search:
+    """A class's search: under way, or with its last proposals in hand."""
 
-    arch: Arch
-    origin: str
-    macs: int
-    measured: Measured
+    run: Run
+    task: Task
+    last: list[Arch] = field(default_factory=list)
+    over: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a class gets, what stood beside it, and how much the search looked at."""
-
-    device_class: str
-    budget: Budget
-    best: Candidate
-    statistics: Statistics
-    candidates: tuple[Candidate, ...]
-    predictions: int
-
-    @property
-    def margin(self) -> tuple[float, float] | None:
-        """Accuracy of the predictor's first choice over the mean of the random ones, and its error.
-
-        Not of the best of all candidates, which is never below that mean. None where nothing else
-        fits the budget.
-        """
-        first = self.candidates[0].measured
-        others = [c.measured for c in self.candidates if c.origin == "random"]
-        if not others:
-            return None
-        mean = sum(m.accuracy for m in others) / len(others)
-        spread = sum(m.error**2 for m in others) / len(others) ** 2
-        return first.accuracy - mean, (first.error**2 + spread) ** 0.5
+    def ask(self) -> list[Arch]:
+        """What to measure next; as few as finalists that are the last are kept for them."""
+        if self.over:
+            return []
+        asked = self.run.ask()
+        ends = self.run.found.evaluations + len(asked) >= self.task.evaluations
+        self.over = not asked or (ends and len(asked) <= self.task.at_once)
+        if self.over:
+            self.last = asked
+            return []
+        return asked
 
 
 def search_classes(
@@ -71,83 +66,146 @@ def search_classes(
 ) -> dict[str, Choice]:
     """Class → choice; one that no device could measure is reported to `fail` and left out."""
     tell("measuring sampled subnets")
-    drawn = {name: _samples(config, space, name, bounds.fits) for name, bounds in classes.items()}
-    measured = _measure(evaluator, classes, drawn, fail)
-    if not measured:
+    searches = _begun(config, space, evaluator, classes)
+    asked, told = _asked(searches), False
+    while asked:
+        measured = _measure(evaluator, classes, asked, fail)
+        for name in asked.keys() - measured.keys():
+            del searches[name]
+        for name, found in measured.items():
+            searches[name].run.tell([_scored(found[arch][0]) for arch in asked[name]])
+        if not told:
+            tell("searching")
+            told = True
+        asked = _asked(searches)
+    if not searches:
         return {}
-    known = [
-        Sample(arch, name, accuracy.accuracy)
-        for name, found in measured.items()
-        for arch, (accuracy, _) in found.items()
-    ]
-    predictor = fit(space, known)
-    tell("searching")
-    searched = {
-        name: _finalists(config, space, name, classes[name].fits, predictor) for name in measured
+    if not told:
+        tell("searching")
+    drawn = {
+        name: _finalists(config.search, space, one, stream(config.seed, "random", name))
+        for name, one in searches.items()
     }
     tell("measuring finalists")
-    origins = {name: mine for name, (mine, _) in searched.items()}
-    return {
-        name: _choice(space, name, classes[name].budget, searched[name], found)
-        for name, found in _measure(evaluator, classes, origins, fail).items()
-    }
+    final = _measure(evaluator, classes, drawn, fail)
+    return _choices(config.search, space, classes, searches, drawn, final)
 
 
-def _choice(
+def _begun(
+    config: RunConfig,
     space: Space,
-    name: str,
-    budget: Budget,
-    searched: tuple[Mapping[Arch, str], int],
-    found: "_Found",
-) -> Choice:
-    origins, looked = searched
-    candidates = tuple(
-        Candidate(arch, origin, cost(space, arch).macs, found[arch][0])
-        for arch, origin in origins.items()
+    evaluator: FederatedEvaluator,
+    classes: Mapping[str, ClassBudget],
+) -> dict[str, _Search]:
+    search = config.search
+    sampled = max(4, search.samples // len(config.classes))
+    prior = None
+    if search.method == "preselect":
+        prior = zero_cost_scores(space, evaluator.weights, config.seed)["saliency"]
+    searches: dict[str, _Search] = {}
+    for name, bounds in classes.items():
+        task = Task(
+            space,
+            bounds.fits,
+            evaluations=sampled + search.finalists,
+            at_once=search.finalists,
+            start=(_largest(space, bounds.fits),),
+            prior=prior,
+            related=_related(searches, name),
+        )
+        run = Run(_method(search, sampled), task, stream(config.seed, "search", name))
+        searches[name] = _Search(run, task)
+    return searches
+
+
+def _method(search: SearchConfig, sampled: int) -> Method:
+    fit = PREDICTORS[search.predictor]
+    if search.method != "predicted":
+        return METHODS[search.method](fit)
+    return Predicted(
+        fit,
+        share=sampled / (sampled + search.finalists),
+        looks=search.population + search.generations * search.population // 2,
+        within=Evolution(search.population, search.mutation),
     )
-    # Between equal measurements, fewer multiply-accumulates.
-    best = max(candidates, key=lambda c: (c.measured.accuracy, -c.macs))
-    return Choice(name, budget, best, found[best.arch][1], candidates, looked)
 
 
-def _samples(config: RunConfig, space: Space, name: str, fits: Fits) -> list[Arch]:
-    """Half anywhere within the budget, half at its edge, where the best usually are."""
-    rng = stream(config.seed, "samples", name)
-    each = max(4, config.search.samples // len(config.classes))
-    drawn: dict[Arch, None] = {}
-    for place in range(4 * each):
-        if len(drawn) == each:
-            break
-        arch = random_that_fits(space, fits, rng)
-        drawn[space.grow_while(arch, fits, rng) if place % 2 else arch] = None
-    return list(drawn)
+def _related(searches: Mapping[str, _Search], own: str) -> Callable[[], list[Sample]]:
+    """What the other classes' searches have measured by then, each a group of its own."""
+    return lambda: [
+        sample for name in searches if name != own for sample in _samples(name, searches[name])
+    ]
+
+
+def _samples(name: str, search: _Search) -> list[Sample]:
+    return [Sample(e.arch, name, e.score, e.error) for e in search.run.found.evaluated]
+
+
+def _asked(searches: Mapping[str, _Search]) -> dict[str, list[Arch]]:
+    return {name: asked for name, one in searches.items() if (asked := one.ask())}
 
 
 def _finalists(
-    config: RunConfig, space: Space, name: str, fits: Fits, predictor: Callable[[Arch], float]
-) -> tuple[dict[Arch, str], int]:
-    search = config.search
-    settings = Evolution(search.population, search.generations, search.mutation)
-    largest = largest_that_fits(space, fits, lambda arch: cost(space, arch).macs)
-    rng = stream(config.seed, "search", name)
-    found = evolve(space, predictor, fits, settings, rng, (largest,))
-    searched = [arch for arch, _ in found.ranked if arch != largest][: search.finalists]
-    origins = {**dict.fromkeys(searched, "searched"), largest: "largest"}
-    rng = stream(config.seed, "random", name)
-    for arch in _others(space, fits, rng, origins, search.random_baseline):
-        origins[arch] = "random"
-    return origins, found.evaluations
+    search: SearchConfig, space: Space, one: _Search, rng: random.Random
+) -> dict[Arch, str]:
+    """Subnet → origin: the search's own, its first choice first, then what it is held against."""
+    largest = _largest(space, one.task.fits)
+    known = [e.arch for e in one.run.found.ranked]
+    best = known[: max(1, search.finalists - len(one.last))]
+    # By prediction the last proposals are the choice; else the best that was measured is.
+    own = [*one.last, *best] if _predicts(search, one) else [*best, *one.last]
+    origins = dict.fromkeys(own, "searched")
+    origins.setdefault(largest, "largest")
+    others = new_ones(
+        lambda: random_that_fits(space, one.task.fits, rng), search.random_baseline, origins
+    )
+    return origins | dict.fromkeys(others, "random")  # fewer where hardly anything else fits
 
 
-def _others(
-    space: Space, fits: Fits, rng: random.Random, taken: Mapping[Arch, str], count: int
-) -> list[Arch]:
-    drawn = [random_that_fits(space, fits, rng) for _ in range(8 * count)]
-    fresh = [arch for arch in dict.fromkeys(drawn) if arch not in taken]
-    return fresh[:count]  # fewer where hardly anything else fits
+def _predicts(search: SearchConfig, one: _Search) -> bool:
+    """Whether the first choice is one that a predictor chose, before it was measured."""
+    return search.method == "predicted" and bool(one.last)
 
 
-_Found = dict[Arch, tuple[Measured, Statistics]]
+def _choices(
+    search: SearchConfig,
+    space: Space,
+    classes: Mapping[str, ClassBudget],
+    searches: Mapping[str, _Search],
+    drawn: Mapping[str, Mapping[Arch, str]],
+    final: Mapping[str, _Found],
+) -> dict[str, Choice]:
+    samples = [sample for name in searches for sample in _samples(name, searches[name])]
+    rank = rank_report(space, samples, PREDICTORS[search.predictor])
+    choices = {}
+    for name, found in final.items():
+        candidates = tuple(
+            Candidate(arch, origin, cost(space, arch).macs, found[arch][0])
+            for arch, origin in drawn[name].items()
+        )
+        # Between equal measurements, fewer multiply-accumulates.
+        best = max(candidates, key=lambda c: (c.measured.accuracy, -c.macs))
+        evaluated = searches[name].run.found
+        choices[name] = Choice(
+            device_class=name,
+            budget=classes[name].budget,
+            best=best,
+            statistics=found[best.arch][1],
+            candidates=candidates,
+            method=search.method,
+            found=evaluated,
+            chosen_from=1 if _predicts(search, searches[name]) else evaluated.evaluations,
+            rank=rank,
+        )
+    return choices
+
+
+def _largest(space: Space, fits: Fits) -> Arch:
+    return largest_that_fits(space, fits, lambda arch: cost(space, arch).macs)
+
+
+def _scored(measured: Measured) -> Scored:
+    return Scored(measured.accuracy, measured.error)
 
 
 def _measure(

@@ -295,14 +295,16 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="static, views, merge, aggregate, ..., all; or accuracy, robust, codec, "
+            help="static, views, merge, ..., all; or accuracy, search, robust, codec, "
             "heterogeneity, bits, ladders."
         ),
     ] = "all",
     data: Annotated[str, typer.Option(help="accuracy: fashion, cifar10, har.")] = "fashion",
-    seeds: Annotated[int | None, typer.Option(help="accuracy and fleets: how many.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="accuracy, search and fleets: how many.")
+    ] = None,
     recipes: Annotated[str, typer.Option(help="accuracy: names, with commas between.")] = "",
-    jobs: Annotated[int, typer.Option(help="accuracy: processes side by side.")] = 2,
+    jobs: Annotated[int, typer.Option(help="accuracy, search: processes side by side.")] = 2,
     results: Annotated[Path, typer.Option(help="accuracy: folder of results.")] = Path(
         "benchmarks/results"
     ),
@@ -321,6 +323,9 @@ def bench(
     if name in ("bits", "ladders"):
         module = {"bits": "bits", "ladders": "bits_ladders"}[name]
         import_module(f"fedofa.benchmarks.{module}").command(results)
+        return
+    if name == "search":
+        import_module("fedofa.benchmarks.search").command(seeds, jobs, results)
         return
     if name == "accuracy":
         import_module("fedofa.benchmarks.accuracy").command(

@@ -69,13 +69,27 @@ class ClassConfig(_Section):
 
 
 class SearchConfig(_Section):
-    """Search: subnets measured on devices to fit a predictor, then evolution on its word.
+    """Search: how each class's best subnet is looked for (docs/search.md).
 
-    `finalists` of evolution, the largest that fits and `random_baseline` random ones that fit are
-    then measured on the devices in the same way, per class. `probes` is the folder of the probes that
+    `samples` subnets, shared out to the classes, and `finalists` more for each class are measured
+    on the devices by `method`, `finalists` of a class at a time. The last of them, the largest that
+    fits and `random_baseline` random ones that fit are measured together. `predicted` looks at
+    `generations` of a `population` on its `predictor`'s word. `probes` is the folder of the probes that
     devices measured (`fedofa probes`); bounds on latency need it.
     """
 
+    method: Literal[
+        "mutation",
+        "predicted",
+        "evolution",
+        "linas",
+        "policy",
+        "bandit",
+        "soft",
+        "preselect",
+        "random",
+    ] = "mutation"
+    predictor: Literal["linear", "trees", "gaussian", "network"] = "linear"
     probes: str | None = None
     samples: int = Field(24, ge=8)
     population: int = Field(64, ge=4)

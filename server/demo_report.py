@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
+from ..specialize.search.pareto import nondominated
 from ..supernet.errors import RunError
 from ..supernet.space import Space
 from .config import RunConfig
@@ -17,6 +19,16 @@ from .specialization import RESULTS
 from .tables import table
 
 TABLE_WIDTH = 110
+SEARCH_KEYS = (
+    "candidates",
+    "over_random",
+    "over_random_percent",
+    "audit",
+    "rank_report",
+    "method",
+    "evaluations",
+    "best_so_far",
+)
 
 
 def build_report(out: Path, config: RunConfig, measured: dict[str, Any]) -> dict[str, Any]:
@@ -42,10 +54,7 @@ def build_report(out: Path, config: RunConfig, measured: dict[str, Any]) -> dict
         ],
         "devices": [_device(row, measured[row["class"]], space) for row in results],
         "training": rounds,
-        "search": {
-            row["class"]: {key: row[key] for key in ("candidates", "over_random", "predictions")}
-            for row in results
-        },
+        "search": {row["class"]: {key: row[key] for key in SEARCH_KEYS} for row in results},
         "supernet_sha256": json.loads(Path(results[0]["manifest"]).read_text())["supernet_sha256"],
     }
 
@@ -102,6 +111,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     for device in report["devices"]:
         line = f"{device['class']}: {device['description']}"
         console.print(line, highlight=False, markup=False)
+    for name, search in report["search"].items():
+        console.print(f"{name}: {search_line(search)}", highlight=False, markup=False)
     console.print(
         f"{report['seconds']} s, {report['peak_memory_mb']} MB at most; "
         f"report, plot, models and logs in {out}",
@@ -109,13 +120,18 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     )
 
 
+def search_line(search: Mapping[str, Any]) -> str:
+    """What a class's search may claim, and what its predictor is worth."""
+    audit, rank = search["audit"], search["rank_report"]
+    claim = "searched" if audit and audit["searched"] else "not shown to beat random"
+    return f"{claim} ({search['over_random_percent']} % over random); predictor: {rank['verdict']}"
+
+
 def pareto(candidates: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """(MACs, accuracy) of the candidates that no cheaper one equals, by MACs."""
-    front: list[tuple[int, float]] = []
-    for found in sorted(candidates, key=lambda c: (c["macs"], -c["accuracy"])):
-        if not front or found["accuracy"] > front[-1][1]:
-            front.append((found["macs"], found["accuracy"]))
-    return front
+    points = np.array([(c["macs"], -c["accuracy"]) for c in candidates], dtype=np.float64)
+    kept = {(int(macs), -float(worse)) for macs, worse in points[nondominated(points)]}
+    return sorted(kept)
 
 
 def write_plot(path: Path, report: dict[str, Any]) -> None:

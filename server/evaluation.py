@@ -111,6 +111,11 @@ class FederatedEvaluator:
         self.survey.deadline_s = config.round.deadline_s
         self.survey.max_examples_ratio = config.round.max_examples_ratio
 
+    @property
+    def weights(self) -> Weights:
+        """The shared weights that are asked about."""
+        return self._weights
+
     def statistics(self, targets: Sequence[Target]) -> dict[int, Statistics]:
         """Each subnet's norm statistics, merged over the devices' training examples.
 

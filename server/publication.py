@@ -18,7 +18,7 @@ from ..supernet.cost import Budget, cost
 from ..supernet.errors import ExportError
 from ..supernet.randomness import array_stream
 from ..supernet.space import Space, plain
-from .class_search import Choice
+from .class_choice import Choice
 from .config import ExportConfig, RunConfig
 from .figures import FileMeasured
 

@@ -23,7 +23,8 @@ from ..supernet.space import Space, plain
 from ..supernet.weights import digest, gather
 from .adjustments import Adjustments
 from .class_budgets import ClassBudget, usable_classes
-from .class_search import Choice, search_classes
+from .class_choice import Choice
+from .class_search import search_classes
 from .config import RunConfig
 from .evaluation import Exported, FederatedEvaluator, FloatFile, Target
 from .events import EventLog

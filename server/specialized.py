@@ -9,7 +9,7 @@ from pathlib import Path
 from ..protos import durable
 from ..protos.manifest import FILE_NAMES, FileKind, Manifest
 from ..specialize.adjust import AS_TRAINED, Adjustment
-from .class_search import Choice
+from .class_choice import Choice
 from .figures import FileMeasured
 
 
@@ -32,11 +32,7 @@ def write_results(path: Path, results: Sequence[Specialized]) -> None:
 
 
 def _row(result: Specialized) -> dict[str, object]:
-    folder, margin, best = (
-        result.manifest_path.parent,
-        result.choice.margin,
-        result.choice.best,
-    )
+    folder, best = result.manifest_path.parent, result.choice.best
     adjusted = result.adjustment
     measured = {str(kind): figure.file.accuracy for kind, figure in result.figures.items()}
     return {
@@ -55,18 +51,7 @@ def _row(result: Specialized) -> dict[str, object]:
             "examples": best.measured.examples,
             **measured,
         },
-        "candidates": [
-            {
-                "arch": dict(c.arch),
-                "origin": c.origin,
-                "macs": c.macs,
-                "accuracy": c.measured.accuracy,
-                "standard_error": c.measured.error,
-            }
-            for c in result.choice.candidates
-        ],
-        "over_random": margin and {"mean": margin[0], "standard_error": margin[1]},
-        "predictions": result.choice.predictions,
+        **result.choice.to_row(),
         "adjustment": {"temperature": adjusted.temperature, "shift": list(adjusted.shift)},
         "calibration": calibration(result.figures),
     }

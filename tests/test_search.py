@@ -1,65 +1,38 @@
 """Search finds what exhaustive search finds, within the budget and from its arguments alone."""
 
-import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
-from fedofa.specialize.predictor import Predictor, Sample, fit
-from fedofa.specialize.search import (
-    Evolution,
-    evolve,
-    largest_that_fits,
-    random_that_fits,
-)
-from fedofa.supernet.cost import cost
+from fedofa.specialize.predictors.linear import fit
+from fedofa.specialize.search.contract import Found, Known, Method, Proposals, Scored, Task
+from fedofa.specialize.search.evolution import Evolution
+from fedofa.specialize.search.feasible import edits, largest_that_fits, random_that_fits
+from fedofa.specialize.search.loop import Run, one_by_one, search
+from fedofa.specialize.search.methods import METHODS
+from fedofa.specialize.search.mutation import Mutation
 from fedofa.supernet.errors import UsageError
-from fedofa.supernet.families.mobilenet import MobileNetSpace, Stage
-from fedofa.supernet.space import Arch, Space
+from fedofa.supernet.space import Arch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import DIGITS
+from toy_search import ALL, FLAT, TOY, every, linear_truth, macs_of, plain_sum
 
-Truth = Callable[[Arch], float]
-
-TOY = MobileNetSpace(
-    classes=3,
-    in_channels=1,
-    resolutions=(8,),
-    stem_widths=(4, 8),
-    stages=(
-        Stage(widths=(8, 12), depths=(1, 2), expands=(2, 3), kernels=(3, 5)),
-        Stage(widths=(8, 16), depths=(1,), expands=(2, 3), kernels=(3,), stride=2),
-    ),
-    head_widths=(8, 16, 24),
-)
-SETTINGS = Evolution(population=24, generations=12, mutation=0.3)
+HALF = 0.5 * macs_of(TOY.largest())
+SEARCHING = sorted(METHODS.keys() - {"random", "preselect"})
 
 
-def every(space: Space) -> Iterator[Arch]:
-    """All architectures, once each: all combinations of options, completed by the space."""
-    seen = set()
-    for chosen in itertools.product(*(gene.options for gene in space.genes)):
-        values = dict(zip((gene.name for gene in space.genes), chosen, strict=True))
-        for gene in space.genes:
-            if gene.needs and values.get(gene.needs[0], 0) < gene.needs[1]:
-                values.pop(gene.name)
-        arch = space.arch(values)
-        if arch not in seen:
-            seen.add(arch)
-            yield arch
+def made(name: str) -> Method:
+    return METHODS[name](fit)
 
 
-ALL = list(every(TOY))
+def within_half(arch: Arch) -> bool:
+    return macs_of(arch) <= HALF
 
 
-def plain_sum(arch: Arch) -> float:
-    return float(sum(arch.values()))
-
-
-def macs_of(arch: Arch) -> int:
-    return cost(TOY, arch).macs
+def task(evaluations: int = 40, **changes: object) -> Task:
+    fields: dict[str, object] = {"fits": within_half, "prior": plain_sum, **changes}
+    return Task(TOY, evaluations=evaluations, **fields)  # type: ignore[arg-type]
 
 
 def test_the_oracle_sees_the_whole_space() -> None:
@@ -69,63 +42,164 @@ def test_the_oracle_sees_the_whole_space() -> None:
     assert {TOY.sample(rng) for _ in range(300)} <= set(ALL)
 
 
-@pytest.mark.parametrize("share", [0.35, 0.5, 0.7, 1.0])
-def test_evolution_finds_the_best_sum_of_all_that_fit(share: float) -> None:
-    bound = share * macs_of(TOY.largest())
-
-    def fits(arch: Arch) -> bool:
-        return macs_of(arch) <= bound
-
-    best = max(plain_sum(arch) for arch in ALL if fits(arch))
-    asked = []
-
-    def score(arch: Arch) -> float:
-        asked.append(arch)
-        return plain_sum(arch)
-
-    found = evolve(TOY, score, fits, SETTINGS, random.Random(0))
-    assert found.ranked[0][1] == best
-    assert plain_sum(found.ranked[0][0]) == best
-    assert all(fits(arch) for arch, _ in found.ranked)
-    assert all(fits(arch) for arch in asked)
-    assert len(asked) == len(set(asked)) == found.evaluations == len(found.ranked)
-    assert [s for _, s in found.ranked] == sorted((s for _, s in found.ranked), reverse=True)
-    assert list(found.history) == sorted(found.history)
-    assert len(found.history) == SETTINGS.generations + 1
-    assert found.history[-1] == best
+# ── what holds for every method ──────────────────────────────────────────────────────────────────
 
 
-def test_a_search_depends_on_its_arguments_alone() -> None:
-    def fits(arch: Arch) -> bool:
-        return macs_of(arch) <= 0.5 * macs_of(TOY.largest())
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_only_what_fits_is_evaluated_once_and_within_the_number_of_evaluations(
+    name: str, at_once: int
+) -> None:
+    asked: list[Arch] = []
 
-    first = evolve(TOY, plain_sum, fits, SETTINGS, random.Random(3))
+    def evaluate(archs: Sequence[Arch]) -> list[Scored]:
+        asked.extend(archs)
+        return [Scored(plain_sum(arch)) for arch in archs]
+
+    found = search(made(name), task(30, at_once=at_once), evaluate, random.Random(0))
+    assert all(within_half(arch) for arch in asked)
+    assert [one.arch for one in found.evaluated] == asked
+    assert len(asked) == len(set(asked)) == found.evaluations <= 30
+    if name != "preselect":  # which asks for one a bin and no more
+        assert found.evaluations == 30
+    best = [one.score for one in found.best_so_far]
+    assert best == sorted(best)
+    assert best[-1] == found.best.score == max(plain_sum(arch) for arch in asked)
+    assert [one.score for one in found.ranked] == sorted(map(plain_sum, asked), reverse=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_search_depends_on_its_arguments_alone(name: str) -> None:
+    score = one_by_one(plain_sum)
+    first = search(made(name), task(25), score, random.Random(3))
     random.seed(99)
-    assert evolve(TOY, plain_sum, fits, SETTINGS, random.Random(3)) == first
-    assert evolve(TOY, plain_sum, fits, SETTINGS, random.Random(4)) != first
+    assert search(made(name), task(25), score, random.Random(3)) == first
+    assert search(made(name), task(25), score, random.Random(4)) != first
 
 
-def test_seeds_that_fit_are_scored_and_others_never() -> None:
-    small, large = TOY.smallest(), TOY.largest()
+@pytest.mark.parametrize("name", METHODS)
+def test_when_next_to_nothing_fits_it_is_found_and_the_search_ends(name: str) -> None:
+    least = TOY.smallest()
+    found = search(
+        made(name),
+        task(50, fits=lambda arch: arch == least),
+        one_by_one(plain_sum),
+        random.Random(0),
+    )
+    assert [one.arch for one in found.evaluated] == [least]
 
-    def fits(arch: Arch) -> bool:
-        return macs_of(arch) < macs_of(large)
 
-    settings_ = Evolution(population=4, generations=1, mutation=0.1)
-    found = evolve(TOY, plain_sum, fits, settings_, random.Random(0), seeds=(large, small))
-    assert small in dict(found.ranked)
-    assert large not in dict(found.ranked)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_search_starts_where_it_is_told_to_if_that_fits(name: str) -> None:
+    start = (TOY.largest(), TOY.smallest())
+    found = search(made(name), task(20, start=start), one_by_one(plain_sum), random.Random(0))
+    assert found.evaluated[0].arch == TOY.smallest()
+    assert TOY.largest() not in {one.arch for one in found.evaluated}
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_what_was_seen_guides_what_is_asked_next(name: str) -> None:
+    """Over six truths, the later half of the evaluations is better than random ones are."""
+    gains = []
+    for seed in range(6):
+        truth = linear_truth(TOY, seed)
+        found = search(made(name), task(32, at_once=4), one_by_one(truth), random.Random(seed))
+        later = [one.score for one in found.evaluated[16:]]
+        drawn = [truth(random_that_fits(TOY, within_half, random.Random(i))) for i in range(40)]
+        spread = max(truth(arch) for arch in ALL) - min(truth(arch) for arch in ALL)
+        gains.append((sum(later) / len(later) - sum(drawn) / len(drawn)) / spread)
+    assert sum(gains) / len(gains) > 0.02
+
+
+def test_no_architecture_that_fits_is_a_usage_error() -> None:
+    def never(_: Arch) -> bool:
+        return False
+
+    for attempt in (
+        lambda: largest_that_fits(TOY, never, macs_of),
+        lambda: random_that_fits(TOY, never, random.Random(0)),
+        lambda: task(fits=never),
+    ):
+        with pytest.raises(UsageError, match="no architecture fits"):
+            attempt()
+
+
+@pytest.mark.parametrize("changes", [{"evaluations": 0}, {"at_once": 0}])
+def test_a_search_without_evaluations_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="must be at least 1"):
+        task(**changes)
+
+
+# ── the loop ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Proposes what it is told to, and remembers what it was sent."""
+
+    script: Sequence[Sequence[Arch]]
+    sent: list[list[float]]
+
+    def __call__(self, task: Task, known: Known, rng: random.Random) -> Proposals:
+        for batch in self.script:
+            self.sent.append([one.score for one in (yield batch)])
+
+
+def test_a_method_is_sent_known_evaluations_without_another_one() -> None:
+    a, b, c = ALL[:3]
+    method = Scripted([[a, b, a], [b], [c]], [])
+    asked: list[Arch] = []
+
+    def evaluate(archs: Sequence[Arch]) -> list[Scored]:
+        asked.extend(archs)
+        return [Scored(float(len(asked))) for _ in archs]
+
+    search(method, task(fits=lambda _: True), evaluate, random.Random(0))
+    assert asked == [a, b, c]
+    assert method.sent == [[2.0, 2.0, 2.0], [2.0], [3.0]]
+
+
+def test_a_proposal_beyond_the_number_of_evaluations_is_cut_and_the_method_ended() -> None:
+    method = Scripted([ALL[:3], ALL[3:9]], [])
+    found = search(method, task(5, fits=lambda _: True), one_by_one(plain_sum), random.Random(0))
+    assert [one.arch for one in found.evaluated] == ALL[:5]
+    assert len(method.sent) == 1
+
+
+def test_a_method_that_breaks_a_bound_is_stopped_before_the_evaluation() -> None:
+    def never(_: Sequence[Arch]) -> list[Scored]:
+        raise NotImplementedError
+
+    with pytest.raises(AssertionError, match="does not fit"):
+        search(Scripted([[TOY.largest()]], []), task(), never, random.Random(0))
+
+
+def test_asking_again_before_telling_is_refused() -> None:
+    run = Run(made("random"), task(), random.Random(0))
+    run.ask()
+    with pytest.raises(AssertionError, match="not told"):
+        run.ask()
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_refused(score: float) -> None:
+    with pytest.raises(UsageError, match="finite number expected"):
+        search(made("random"), task(), one_by_one(lambda _: score), random.Random(0))
+
+
+def test_a_negative_error_is_refused() -> None:
+    with pytest.raises(UsageError, match="standard error"):
+        Scored(0.5, -0.1)
 
 
 def test_equal_scores_keep_the_order_of_discovery() -> None:
-    order = []
+    found = search(made("evolution"), task(), one_by_one(lambda _: 0.0), random.Random(0))
+    assert found.ranked == found.evaluated
+    assert found.best == found.evaluated[0]
+    assert Found(found.evaluated).best_so_far == (found.evaluated[0],) * found.evaluations
 
-    def score(arch: Arch) -> float:
-        order.append(arch)
-        return 0.0
 
-    found = evolve(TOY, score, lambda _: True, SETTINGS, random.Random(0))
-    assert [arch for arch, _ in found.ranked] == order
+# ── drawing and editing ──────────────────────────────────────────────────────────────────────────
 
 
 @given(st.integers(0, 10**6), st.floats(0, 1))
@@ -148,98 +222,49 @@ def test_random_baselines_differ() -> None:
     assert len({random_that_fits(TOY, lambda _: True, rng) for _ in range(20)}) > 10
 
 
-def test_when_next_to_nothing_fits_the_searches_still_find_it() -> None:
-    least = TOY.smallest()
-
-    def only(arch: Arch) -> bool:
-        return arch == least
-
-    found = evolve(TOY, plain_sum, only, Evolution(4, 2, 0.1), random.Random(0))
-    assert [arch for arch, _ in found.ranked] == [least]
-    assert largest_that_fits(TOY, only, macs_of) == least
-
-
-def test_when_nothing_fits_it_is_a_usage_error() -> None:
-    def never(_: Arch) -> bool:
-        return False
-
-    for search in (
-        lambda: largest_that_fits(TOY, never, macs_of),
-        lambda: random_that_fits(TOY, never, random.Random(0)),
-        lambda: evolve(TOY, plain_sum, never, SETTINGS, random.Random(0)),
-        lambda: evolve(TOY, plain_sum, never, SETTINGS, random.Random(0), seeds=(TOY.smallest(),)),
-    ):
-        with pytest.raises(UsageError, match="no architecture fits"):
-            search()
+@given(st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_an_edit_changes_one_gene_and_what_begins_or_ceases_to_matter_through_it(seed: int) -> None:
+    arch = TOY.sample(random.Random(seed))
+    found = list(edits(TOY, arch))
+    assert len({edit.arch for edit in found}) == len(found)
+    assert len(found) == sum(len(g.options) - 1 for g in TOY.genes if g.name in arch)
+    needs = {gene.name: gene.needs for gene in TOY.genes}
+    for edit in found:
+        assert TOY.arch(edit.arch) == edit.arch
+        assert edit.arch[edit.gene] == edit.option != arch[edit.gene]
+        changed = {g for g in {*arch, *edit.arch} if arch.get(g) != edit.arch.get(g)}
+        assert all((needs[gene] or ("",))[0] == edit.gene for gene in changed - {edit.gene})
 
 
-# ── the predictor ────────────────────────────────────────────────────────────────────────────────
+# ── the best of all ──────────────────────────────────────────────────────────────────────────────
 
 
-def linear_truth(space: Space, seed: int) -> Truth:
-    """An accuracy that is a sum of one number per gene and option."""
-    rng = np.random.default_rng(seed)
-    gain = {(g.name, o): rng.normal() * 0.05 for g in space.genes for o in g.options}
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize(
+    "method",
+    [Evolution(24, 0.3), made("mutation"), made("predicted")],
+    ids=lambda m: type(m).__name__,
+)
+def test_with_many_evaluations_the_best_sum_of_all_that_fit_is_found(
+    method: Method, share: float
+) -> None:
+    bound = share * macs_of(TOY.largest())
 
-    def truth(arch: Arch) -> float:
-        return float(0.5 + sum(gain[name, value] for name, value in arch.items()))
+    def fits(arch: Arch) -> bool:
+        return macs_of(arch) <= bound
 
-    return truth
-
-
-def drawn(truth: Truth, rng: random.Random, count: int, group: str = "all") -> list[Sample]:
-    archs = dict.fromkeys(DIGITS.sample(rng) for _ in range(count))
-    return [Sample(arch, group, truth(arch)) for arch in archs]
-
-
-def ranks(values: list[float]) -> np.ndarray:
-    return np.argsort(np.argsort(values))
-
-
-def rank_correlation(predictor: Predictor, truth: Truth, archs: list[Arch]) -> float:
-    guessed, real = [predictor(arch) for arch in archs], [truth(arch) for arch in archs]
-    return float(np.corrcoef(ranks(guessed), ranks(real))[0, 1])
+    best = max(plain_sum(arch) for arch in ALL if fits(arch))
+    asked = task(160, fits=fits, at_once=8)
+    assert search(method, asked, one_by_one(plain_sum), random.Random(0)).best.score == best
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_predictor_recovers_the_ranking_of_a_linear_truth(seed: int) -> None:
-    truth, rng = linear_truth(DIGITS, seed), random.Random(seed)
-    samples = drawn(truth, rng, 150)
-    predictor = fit(DIGITS, samples)
-    fresh = [DIGITS.sample(rng) for _ in range(200)]
-    assert rank_correlation(predictor, truth, fresh) > 0.97
-    assert rank_correlation(predictor, truth, [sample.arch for sample in samples]) > 0.98
-
-
-def test_a_few_dozen_measurements_rank_far_better_than_chance() -> None:
-    truth, rng = linear_truth(DIGITS, 0), random.Random(0)
-    predictor = fit(DIGITS, drawn(truth, rng, 24))
-    assert rank_correlation(predictor, truth, [DIGITS.sample(rng) for _ in range(200)]) > 0.6
-
-
-def test_groups_measured_on_other_examples_do_not_disturb_the_ranking() -> None:
-    """One group's examples are easier by far, which says nothing about its architectures."""
-    truth, rng = linear_truth(DIGITS, 1), random.Random(1)
-    samples = drawn(truth, rng, 80, "hard")
-    easy = [Sample(s.arch, "easy", s.accuracy + 0.4) for s in drawn(truth, rng, 80)]
-    fresh = [DIGITS.sample(rng) for _ in range(200)]
-    assert rank_correlation(fit(DIGITS, samples + easy), truth, fresh) > 0.97
-    before = [(s.arch, s.accuracy) for s in easy]
-    fit(DIGITS, easy)
-    assert [(s.arch, s.accuracy) for s in easy] == before
-
-
-def test_where_nothing_differs_nothing_is_preferred() -> None:
-    rng = random.Random(0)
-    predictor = fit(DIGITS, drawn(lambda _: 0.7, rng, 10))
-    assert predictor(DIGITS.largest()) == pytest.approx(predictor(DIGITS.smallest()))
-    single = fit(DIGITS, [Sample(DIGITS.smallest(), "one", 0.3)])
-    assert single(DIGITS.largest()) == pytest.approx(single(DIGITS.smallest()))
-
-
-def test_predictions_do_not_depend_on_the_order_of_measurements() -> None:
-    truth, rng = linear_truth(DIGITS, 0), random.Random(0)
-    samples = drawn(truth, rng, 30)
-    one, other = fit(DIGITS, samples), fit(DIGITS, samples[::-1])
-    arch = DIGITS.sample(rng)
-    assert one(arch) == pytest.approx(other(arch), abs=1e-9)
+def test_one_edit_at_a_time_finds_the_best_sum_trying_every_option_once() -> None:
+    """Where genes add up, an option that did not help once never helps."""
+    archs = list(every(FLAT))
+    needed = 1 + sum(len(gene.options) - 1 for gene in FLAT.genes)
+    for seed in range(20):
+        truth = linear_truth(FLAT, seed)
+        asked = Task(FLAT, lambda _: True, needed)
+        found = search(Mutation(starts=1), asked, one_by_one(truth), random.Random(seed))
+        assert found.best.score == pytest.approx(max(map(truth, archs)))

@@ -1,0 +1,1 @@
+"""Predictors: a subnet's accuracy from those of a few that were measured."""

@@ -1,0 +1,1 @@
+"""Search: a method proposes architectures, a loop has them evaluated, a value comes out."""
