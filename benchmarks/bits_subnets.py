@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fedofa.client.batches import resized
 from fedofa.client.data import Floats, Labels
 from fedofa.client.device import data as data_of
 from fedofa.server.limits import Limits
 from fedofa.server.samplers.drawing import largest_fit
 from fedofa.supernet.axes import regions, take
+from fedofa.supernet.batch import resized
 from fedofa.supernet.batchnorm import collect, load
 from fedofa.supernet.cost import Budget
 from fedofa.supernet.space import Arch, Space

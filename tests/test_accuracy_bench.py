@@ -24,7 +24,7 @@ from strategies import DIGITS
 
 TASK = Task(
     name="digits",
-    folder=".",
+    folder="/",  # digits need none
     function=DIGITS_DATA,
     clients=4,
     space=DIGITS,
