@@ -478,5 +478,5 @@ def test_the_threshold_is_a_share_of_the_round(devices: int, threshold: int) -> 
 
 
 def test_too_few_devices_for_a_secure_sum_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"secure\.least_cover = 3: the round has 2 devices"):
+    with pytest.raises(UsageError, match=r"secure\.least_cover = 3, .*: the round has 2 devices"):
         SecureConfig().terms(2, 1.0)

@@ -343,7 +343,7 @@ def test_only_refused_methods_remember_outcomes(kind: str) -> None:
 def test_only_refused_methods_weigh_updates(tmp_path: Path) -> None:
     run = run_of(tmp_path, small_config())
     run.roll.gather()
-    this = run.training._this_round(run.roll.fleet().members.values())
+    this = run.training.selection._round(1, run.roll.fleet().members.values())
     for kind, make in SAMPLERS.items():
         config = SamplerConfig.model_validate({"kind": kind})
         chosen = make(config, run.training.coverage.ages).assign(this)

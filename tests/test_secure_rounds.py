@@ -453,7 +453,7 @@ def test_a_device_that_sends_garbage_is_refused_and_the_others_are_summed(
     assert_mean(run, {n: update for n, update in honest.items() if stays or n != "dev-1"})
     (event,) = run.events("update_suspected" if stays else "update_refused")
     assert (event["device"], event["code"]) == ("dev-1", code)
-    assert run.training.reputation.reasons("dev-1") == [(1, code)]
+    assert run.training.selection.reputation.reasons("dev-1") == [(1, code)]
     (entry,) = (found for found in entries(run) if isinstance(found, Round))
     assert (entry.suspected if stays else entry.refused) == {"dev-1": code}
 

@@ -86,7 +86,9 @@ class AggregationConfig(BaseModel):
     def _rule_uses_its_fields(self) -> Self:
         for name, rules in USED_BY.items():
             given, default = getattr(self, name), type(self).model_fields[name].default
-            if given != default and self.rule not in rules:
+            # All alike is what a rule that knows no weights does.
+            idle = given != default and given != "uniform"
+            if idle and self.rule not in rules:
                 raise ValueError(
                     f"aggregation.{name} = {given} does nothing with rule = "
                     f"{self.rule}; it is used with {', '.join(rules)}"
