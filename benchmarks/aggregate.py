@@ -2,11 +2,13 @@
 
 Each figure comes from a process of its own. Updates of ten random subnets of a 5 M-parameter supernet
 lie in files that another process wrote; each is read (not counted), added and dropped. `messages`
-hands them over as Flower messages and counts reading those.
+hands them over as Flower messages and counts reading those. With K distinct subnets every update is of
+another random subnet, its values a copy of the supernet's first ones; the ratio is of CPU time per byte.
 """
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -25,8 +27,8 @@ from fedofa.server.aggregation.catalogue import AggregationConfig
 from fedofa.server.aggregation.update import Update
 from fedofa.server.aggregation.weighing import Holder
 from fedofa.server.optimizer import ServerOptimizer, ServerOptimizerConfig
-from fedofa.supernet.axes import Regions
-from fedofa.supernet.weights import Flat, Shapes, initial, shapes_of, size_of
+from fedofa.supernet.axes import Regions, regions
+from fedofa.supernet.weights import Flat, Shapes, gather, initial, shapes_of, size_of
 from flwr.app import RecordDict
 
 from .merging import KINDS, SPACE, memory_before, peak_bytes, places_of, warm_up, whole, write
@@ -39,6 +41,7 @@ RULES: Mapping[str, AggregationConfig] = MappingProxyType(
     {
         "mean": AggregationConfig(),
         "mean, messages": AggregationConfig(),
+        "mean, K distinct subnets": AggregationConfig(),
         "clipped mean": AggregationConfig(clip=2.0),
         "FedDisco": AggregationConfig(weights="disco"),
         "mean, float64 sums": AggregationConfig(accumulate="float64"),
@@ -50,6 +53,7 @@ RULES: Mapping[str, AggregationConfig] = MappingProxyType(
 GOALS = MappingProxyType({"mean": 1.1, "clipped mean": 1.3, "FedDisco": 1.1})
 STORED = ("trimmed mean", "median", "multi-Krum")
 BY_MESSAGE = ("mean, messages",)
+DISTINCT = ("mean, K distinct subnets",)
 
 
 def bench_aggregate() -> list[dict[str, Any]]:
@@ -64,7 +68,7 @@ def bench_aggregate() -> list[dict[str, Any]]:
                 if rule in STORED and count > MOST_STORED:
                     continue
                 found = _of_child(rule, folder, count)
-                ratio = found["cpu_s"] / base["cpu_s"]
+                ratio = base["GB_per_s"] / found["GB_per_s"]
                 goal = {"goal": GOALS[rule]} if rule in GOALS else {}
                 rows.append({"rule": rule, "K": count, **found, "ratio": ratio, **goal})
     keys = ("rule", "K", "seconds", "cpu_s", "GB_per_s", "supernets", "ratio", "goal")
@@ -87,13 +91,18 @@ def _of_child(rule: str, folder: str, count: int) -> dict[str, float]:
 def child(rule: str, folder: str, count: int) -> None:
     """Merge files in this process; print seconds, CPU seconds, bytes a second and peak memory."""
     torch.set_num_threads(1)
-    places, shapes = places_of(KINDS[1]), shapes_of(whole())
+    shapes, distinct = shapes_of(whole()), rule in DISTINCT
+    places = _distinct(count) if distinct else places_of(KINDS[1])
+    longest = gather(initial(SPACE, 0), whole()) if distinct else None
     warm_up()
     before = memory_before()
     work = _Reference(len(places)) if rule == REFERENCE else _Rule(rule, places, shapes, count)
     clock, seen = _Clock(), 0
     for turn in range(count):
-        flat = np.load(Path(folder, f"{turn % len(places)}.npy"))
+        if longest is None:
+            flat = np.load(Path(folder, f"{turn % len(places)}.npy"))
+        else:
+            flat = longest[: size_of(shapes_of(places[turn]))].copy()
         seen += flat.nbytes
         handed = to_record(ProfileRequest(space={}), flat) if rule in BY_MESSAGE else flat
         del flat
@@ -108,6 +117,11 @@ def child(rule: str, folder: str, count: int) -> None:
         "supernets": (peak_bytes() - before) / size,
     }
     sys.stdout.write(json.dumps(figures))
+
+
+def _distinct(count: int) -> list[Regions]:
+    rng = random.Random(0)
+    return [regions(SPACE, SPACE.sample(rng)) for _ in range(count)]
 
 
 class _Clock:

@@ -9,7 +9,6 @@ where it began.
 
 import logging
 from collections.abc import Collection
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ from ..supernet.weights import Flat, part, shapes_of, size_of
 _log = logging.getLogger(__name__)
 
 FOLDER = "local"
-REMEMBERED_RUNS = 64
 
 
 class LocalTensors:
@@ -78,14 +76,18 @@ def own_values(
     return found
 
 
-@lru_cache(maxsize=REMEMBERED_RUNS)
-def _of_run(folder: Path | None, device: str, run: str, space: Space) -> LocalTensors:
-    return LocalTensors(folder, run, layout(space))
+_IN_MEMORY: dict[tuple[str, str, Space], LocalTensors] = {}
+"""By device without a folder, run and space, until the process ends: two rounds' tensors, at most
+8 bytes for each value that stays on the device. A fleet too large for that needs folders."""
 
 
 def local_tensors(device: Device, run: str, space: Space) -> LocalTensors:
     """What a device keeps of a run; in this process only where it has no folder."""
-    return _of_run(device.memory_of(FOLDER, run), device.name, run, space)
+    folder = device.memory_of(FOLDER, run)
+    if folder is not None:
+        return LocalTensors(folder, run, layout(space))
+    made = LocalTensors(None, run, layout(space))
+    return _IN_MEMORY.setdefault((device.name, run, space), made)
 
 
 def _only(patches: Patches, names: Collection[str]) -> Patches:

@@ -208,11 +208,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a run's ledger with its public key: exit code 1 and the first bad entry, or 0."""
-    from .ledger_report import verdict
+    from .ledger_report import told, verdict
 
     found = verdict(ledger, key, head)
     if as_json or found["ok"]:
-        _print(found, as_json)
+        _print(found if as_json else told(found), as_json)
     else:
         typer.echo(f"error: {found['error']}", err=True)
     if not found["ok"]:

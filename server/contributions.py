@@ -14,7 +14,7 @@ class Contribution:
     `unused` updates were good, but their round was abandoned. `weight` sums the accepted updates'
     weights in the merges, `share` is its part of all devices' sum. A strike is a round in which an
     update was refused or suspected, but not for weights that others had overtaken. Superseded rounds
-    do not count.
+    do not count. A device that is `quarantined` is asked again in round `until_round` (else None).
     """
 
     device: str
@@ -28,6 +28,7 @@ class Contribution:
     share: float = 0.0
     strikes: int = 0
     quarantined: bool = False
+    until_round: int | None = None
 
 
 def contributions(chain: Chain) -> list[Contribution]:
@@ -61,7 +62,9 @@ def count(entries: Iterable[Entry]) -> list[Contribution]:
             until.pop(entry.device, None)
         coming = entry.round if isinstance(entry, Abandoned) else entry.round + 1
     for device, round_ in until.items():
-        found.setdefault(device, Contribution(device)).quarantined = coming < round_
+        one = found.setdefault(device, Contribution(device))
+        one.quarantined = coming < round_
+        one.until_round = round_ if one.quarantined else None
     total = sum(one.weight for one in found.values())
     for one in found.values():
         one.share = one.weight / total if total else 0.0

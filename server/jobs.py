@@ -22,6 +22,7 @@ from .events import EventLog
 from .exchange import Exchange
 from .fleet import Roll
 from .ledger import Ledger
+from .ledger_chain import LEDGER, noted_head
 from .specialization import Specialization
 from .strategy import SupernetStrategy
 from .training import Training
@@ -72,11 +73,18 @@ def run_job(job: Job, grid: Grid) -> None:
         try:
             _run(job, Exchange(grid), log)
         except FedofaError as error:
-            log("failed", job=job.kind, reason=str(error), exit_code=error.exit_code)
+            log("failed", **_failure(job, str(error), error.exit_code))
             raise
         except BaseException as error:
-            log("failed", job=job.kind, reason=f"{type(error).__name__}: {error}", exit_code=1)
+            log("failed", **_failure(job, f"{type(error).__name__}: {error}", 1))
             raise
+
+
+def _failure(job: Job, reason: str, exit_code: int) -> dict[str, object]:
+    """What is told of a job that failed; of training with the head of what the ledger holds."""
+    told: dict[str, object] = {"job": job.kind, "reason": reason, "exit_code": exit_code}
+    head = noted_head(Path(job.folder) / LEDGER) if job.kind == "train" else None
+    return told if head is None else {**told, "ledger": head}
 
 
 def _run(job: Job, exchange: Exchange, log: EventLog) -> None:

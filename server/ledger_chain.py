@@ -150,9 +150,12 @@ class Chain:
         return found[::-1]
 
     def place(self, head: str) -> int:
-        """The entry with this hash; LedgerError when there is none: the ledger was cut."""
+        """The entry with this hash; LedgerError when there is none."""
         if head not in self._places:
-            raise self.error("missing", f"no entry with the hash {head}; the ledger was cut short")
+            raise self.error(
+                "missing", f"no entry has the hash {head}: it is another ledger's or was "
+                "mistyped, or this ledger was cut short"
+            )  # fmt: skip
         return self._places[head]
 
     def kept(self, round_: int, weights: str, head: str | None) -> int:
@@ -234,6 +237,15 @@ def verify(path: Path, key: PublicKey, head: str | None = None) -> Verified:
     noted elsewhere, shows it.
     """
     return checked(path, key).verified(key, head)
+
+
+def noted_head(path: Path) -> str | None:
+    """The hash of the last whole line as it stands there, not checked; None without a ledger."""
+    head = None
+    for line in lines(path) if path.is_file() else ():
+        if (sealed := unseal(line)) is not None:
+            head = sealed.hash
+    return head
 
 
 def ledger_at(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """What the operator sees of a ledger: whether it is whole, and what each device gave."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,18 +35,52 @@ def by_device(path: Path, key: Path | None = None) -> list[dict[str, Any]]:
     return [asdict(one) for one in contributions(checked(file, public))]
 
 
+def told(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A good verdict for people: a sentence first, and nothing that is zero or was not asked for."""
+    rounds = f"{found['recorded']:,} round{'' if found['recorded'] == 1 else 's'}"
+    counts = {key: found[key] for key in ("superseded", "unrecorded") if found[key]}
+    after = found["after_head"]
+    head = (
+        {} if after is None else {"expected_head": f"is there, {after:,} entries before the last"}
+    )
+    return {
+        "whole": f"{rounds}, signed by {found['key']}",
+        **counts,
+        **head,
+        "head": found["head"],
+        "weights": found["weights"],
+        "ledger": found["ledger"],
+    }
+
+
 def as_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same for a table: counts by code as words, no column that is empty for all, no weight."""
-    filled = [key for key in records[0] if any(one[key] for one in records)] if records else []
-    shown = [key for key in filled if key != "weight"]
+    """The same for a table of 80 columns: shares in percent, and in words what is zero for most.
+
+    Weights stay in the JSON form.
+    """
     return [
-        {key: _words(one[key]) if isinstance(one[key], Mapping) else one[key] for key in shown}
+        {
+            "device": one["device"],
+            "asked": one["assigned"],
+            "good": one["accepted"],
+            "share": f"{one['share']:.1%}",
+            "strikes": one["strikes"],
+            "besides": ", ".join(_besides(one)),
+        }
         for one in records
     ]
 
 
-def _words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{code} {times}" for code, times in sorted(counts.items()))
+def _besides(one: Mapping[str, Any]) -> Iterator[str]:
+    for what in ("refused", "suspected"):
+        if one[what]:
+            counts = (f"{code} {times}" for code, times in sorted(one[what].items()))
+            yield f"{what} {', '.join(counts)}"
+    for what in ("missing", "unused"):
+        if one[what]:
+            yield f"{what} {one[what]:,}"
+    if one["quarantined"]:
+        yield f"in quarantine until round {one['until_round']}"
 
 
 def _bad(error: LedgerError) -> dict[str, Any]:

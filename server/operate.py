@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,13 @@ def _reason(tail: Tail, error: RunError) -> RunError | UsageError:
     if failed is None:
         return error
     kind = UsageError if failed["exit_code"] == UsageError.exit_code else RunError
-    return kind(str(failed["reason"]))
+    return kind(_told(failed))
+
+
+def _told(failed: Mapping[str, Any]) -> str:
+    """A failed job's reason, and on a line of its own the head of its ledger, to be noted."""
+    head = failed.get("ledger")
+    return str(failed["reason"]) + (f"\nthe ledger's head: {head}" if head else "")
 
 
 def simulate_job(job: Job, backend: str, show: Callable[[Event], None]) -> dict[str, Any]:

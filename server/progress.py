@@ -105,11 +105,9 @@ class View:
 
     def _on_round(self, event: Event) -> None:
         spent = f"  ε {event['epsilon']:.2f}" if "epsilon" in event else ""
+        loss = "-" if event["loss"] is None else f"{event['loss']:.3f}"
         note = f"{event['branch']}  " if "branch" in event else ""
-        note += (
-            f"loss {event['loss']:.3f}  {event['accepted']} updates  "
-            f"coverage {event['coverage']:.0%}{spent}"
-        )
+        note += f"loss {loss}  {event['accepted']} updates  coverage {event['coverage']:.0%}{spent}"
         if event.get("staleness"):
             note += f"  {event['staleness']:.1f} versions old"
         total = self._progress.tasks[0].total if self._progress.tasks else event["round"]

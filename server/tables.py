@@ -8,10 +8,15 @@ from rich.table import Table
 
 
 def show(value: Any) -> None:
-    """A list of records as a table, one record as lines."""
+    """A list of records as a table, one record as lines; a list of phrases one a line."""
     console = Console()
     if isinstance(value, Mapping):
         for key, item in _lines(value):
+            if isinstance(item, list) and any(" " in str(one) for one in item):
+                console.print(f"{key}:", highlight=False, markup=False)
+                for one in item:
+                    console.print(f"  - {_text(one)}", highlight=False, markup=False)
+                continue
             console.print(f"{key}: {_text(item)}", highlight=False, markup=False)
         return
     rows = [_flat(row) for row in value]

@@ -17,6 +17,8 @@ from ..supernet.space import Arch
 from ..supernet.weights import Flat
 
 SHOWN, LONGEST_NAME = 3, 80
+LARGEST_LOSS = 1e6
+"""Losses are weighted and added up over the devices: one must not make all of them infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class Expected:
 def checked(expected: Expected, reply: TrainReply, values: Values | None) -> Flat:
     """The update's change of each value; RefusedUpdate names the first reason to refuse it.
 
-    Codes: stale_round, device, assignment_mismatch, schema, dtype, shape, codec, non_finite,
-    bad_weight, norm.
+    Codes: stale_round, device, assignment_mismatch, schema, loss, dtype, shape, codec, non_finite,
+    norm, bad_weight.
     """
     _check_header(expected, reply)
     delta = _change(expected, values) if expected.codec is None else _decoded(expected, values)
@@ -93,8 +95,8 @@ def _check_header(expected: Expected, reply: TrainReply) -> None:
         more = [repr(name[:LONGEST_NAME]) for name, _ in reply.tensors if name not in asked]
         hint = f": it was not to send {', '.join(more[:SHOWN])}" if more else ""
         raise RefusedUpdate("schema", f"its tensors are not those that were asked for{hint}")
-    if not math.isfinite(reply.loss):
-        raise RefusedUpdate("non_finite", f"loss is {reply.loss}")
+    if not 0 <= reply.loss <= LARGEST_LOSS:  # not so either where it is no number
+        raise RefusedUpdate("loss", f"it is {reply.loss:g}; 0 to {LARGEST_LOSS:g} is accepted")
 
 
 def _decoded(expected: Expected, values: Values | None) -> Flat:

@@ -11,6 +11,7 @@ import torch
 from fedofa.benchmarks.merging import KINDS, peak_supernets
 from fedofa.protos.messages import EvaluateReply
 from fedofa.server.aggregation.overlap_mean import OverlapMean
+from fedofa.server.aggregation.placement import Frame, numbers
 from fedofa.server.aggregation.update import Merged
 from fedofa.server.aggregation.update import Update as Change
 from fedofa.server.exchange import Answer, in_order
@@ -27,6 +28,7 @@ from hypothesis import strategies as st
 from invariants import stepped
 from strategies import DIGITS, some_space
 from torch import Tensor
+from updates import index
 
 Weights = dict[str, Tensor]
 Update = tuple[Weights, Regions, float]
@@ -254,6 +256,25 @@ def test_memory_does_not_grow_with_the_number_of_clients() -> None:
             mean.add(Change("d", delta, dict(where), 1.0))
         sizes.append(mean._total.numel() + _held_elements(mean.counts()))
     assert sizes == [2 * (64 * 64 + 10)] * 2
+
+
+@given(st.data(), st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_a_regions_values_are_numbered_as_in_an_array_of_numbers(
+    data: st.DataObject, shape: list[int]
+) -> None:
+    region = tuple(data.draw(index(size)) for size in shape)
+    oracle = np.arange(math.prod(shape)).reshape(shape)[np.ix_(*map(positions, region))]
+    assert numbers(tuple(shape), region).tolist() == oracle.reshape(-1).tolist()
+
+
+def test_placing_a_subnet_costs_what_its_own_values_do() -> None:
+    """No array of the whole tensor's size is made for each subnet: this one would be 35 TB."""
+    frame = Frame({"v": (8,), "w": (1 << 40, 4)})
+    place = frame.placement({"v": (slice(2, 4),), "w": (slice(5, 7), (3, 1))})
+    assert place.source is not None
+    assert place.target is not None
+    assert place.source.tolist() == [0, 1, 2, 3, 4, 5]
+    assert place.target.tolist() == [2, 3, 8 + 23, 8 + 21, 8 + 27, 8 + 25]
 
 
 @pytest.mark.parametrize("kind", KINDS)

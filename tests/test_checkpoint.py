@@ -1,6 +1,7 @@
 """A checkpoint is there whole or not at all, whatever fails and whichever byte changes."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -302,6 +303,19 @@ def test_events_are_read_from_where_one_stopped_and_never_by_halves(tmp_path: Pa
     ((event, offset),) = read_events(path, found[1])
     assert event["text"] == "é\n"
     assert list(read_events(path, offset)) == []
+
+
+def test_every_event_is_json_that_any_reader_takes(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    EventLog(path)("a", loss=math.nan, parts=[1.5, math.inf], inner={"x": (-math.inf, "NaN")})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    found = json.loads(path.read_text(), parse_constant=refuse)
+    assert (found["loss"], found["parts"], found["inner"]) == (
+        None, [1.5, None], {"x": [None, "NaN"]},
+    )  # fmt: skip
 
 
 def test_a_line_that_a_killed_server_left_half_does_not_hide_what_follows(tmp_path: Path) -> None:

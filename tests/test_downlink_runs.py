@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedofa.client import tasks
+from fedofa.client import update_task
 from fedofa.client.codec.held import held_states
 from fedofa.client.training import Trained
 from fedofa.protos.device import Device
@@ -107,12 +107,12 @@ def test_a_run_without_downlink_keeps_nothing_of_its_devices(tmp_path: Path) -> 
 @pytest.fixture
 def idle_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices that are asked after round 2 train nothing: what they send back is what they hold."""
-    train = tasks.train
+    train = update_task.train
 
     def idle(task: Any, values: Any, x: Any, y: Any) -> Trained:
         return train(task, values, x, y) if task.key[1] <= 2 else Trained(1, 1.0, 1)
 
-    monkeypatch.setattr(tasks, "train", idle)
+    monkeypatch.setattr(update_task, "train", idle)
 
 
 def digests(run: Run) -> list[object]:

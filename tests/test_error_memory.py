@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from artifacts import Died, Disk
+from fedofa.client.codec import reply
 from fedofa.client.codec.memory import ErrorMemory
 from fedofa.protos.codec.config import CodecConfig
 from fedofa.protos.codec.wire import decode, encode
@@ -231,3 +232,13 @@ def test_an_array_of_other_weights_is_refused() -> None:
         memory.add(1, np.zeros(3, np.float32), SMALLEST)
     with pytest.raises(ValueError, match="these weights have"):
         memory.keep(1, np.zeros(3, np.float32), SMALLEST)
+
+
+def test_no_device_without_a_folder_is_forgotten_however_many_there_are() -> None:
+    names = [f"many-{number}" for number in range(200)]
+    one = np.ones(size_of(shapes_of(SMALLEST)), np.float32)
+    for name in names:
+        reply._memory(name, None, "many", DIGITS).keep(1, one, SMALLEST)
+    for name in names:
+        assert owed(reply._memory(name, None, "many", DIGITS), 2, SMALLEST).all()
+        assert not owed(reply._memory(name, None, "other", DIGITS), 2, SMALLEST).any()

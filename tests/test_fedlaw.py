@@ -314,7 +314,8 @@ def test_one_update_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
 @given(st.sampled_from(["none", "momentum"]), st.integers(0, 99), st.floats(0.5, 1.5))
 @settings(max_examples=20)
 def test_what_lies_ahead_is_what_the_step_does(kind: str, seed: int, shrink: float) -> None:
-    config = ServerOptimizerConfig(optimizer=kind, lr=None if kind == "none" else 0.3, momentum=0.7)
+    fields: dict[str, Any] = {} if kind == "none" else {"lr": 0.3, "momentum": 0.7}
+    config = ServerOptimizerConfig(optimizer=kind, **fields)
     state = {f"m/{n}": v for n, v in weights(seed + 1).items()} if kind == "momentum" else {}
     optimizer, previous, delta = ServerOptimizer(config, 1, state), weights(seed), weights(seed + 2)
     base, gain = optimizer.ahead(previous)

@@ -9,9 +9,12 @@ import pytest
 from fedofa.server.checkpoint import CHECKPOINTS, CheckpointStore
 from fedofa.server.events import read_events
 from fedofa.server.jobs import EVENTS, claimed, read_job, run_job
-from fedofa.server.operate import results, run_folder, specialize_job, train_job
+from fedofa.server.ledger_chain import LEDGER, checked
+from fedofa.server.ledger_keys import PUBLIC, PublicKey
+from fedofa.server.operate import _reason, results, run_folder, specialize_job, train_job
+from fedofa.server.progress import Tail
 from fedofa.supernet.errors import RunError, UsageError
-from fleets import grid_of, run_of, small_config, small_fleet
+from fleets import Clients, grid_of, raising, run_of, small_config, small_fleet
 
 HOLD = """
 import sys, time
@@ -67,6 +70,20 @@ def test_a_job_without_a_registry_cannot_specialize(tmp_path: Path) -> None:
     job = replace(specialize_job(tmp_path, config), registry=None)
     with pytest.raises(RunError, match="no registry"):
         run_job(job, grid)
+
+
+def test_a_run_that_fails_says_what_its_ledger_ends_with(tmp_path: Path) -> None:
+    config = small_config(round={"rounds": 9, "min_replies": 2}, classes={"big": {}})
+    job = train_job(tmp_path, config, resume=False)
+    devices = small_fleet(tmp_path, ("big", "big"))
+    tail = Tail(Path(job.folder) / EVENTS, lambda _: None)
+    with pytest.raises(RunError, match="abandoned"):
+        run_job(job, grid_of(devices, Clients({device.name: raising for device in devices})))
+    tail()
+    folder = Path(job.folder)
+    head = checked(folder / LEDGER, PublicKey.read(folder / PUBLIC)).head
+    assert tail.last["failed"]["ledger"] == head
+    assert str(_reason(tail, RunError("x"))).endswith(f"\nthe ledger's head: {head}")
 
 
 def test_a_run_that_waited_for_another_does_not_begin_over_its_rounds(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A ledger is what was written, or verification names the first entry that is not."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -34,10 +35,12 @@ from fedofa.server.ledger_entries import (
     unseal,
 )
 from fedofa.server.ledger_keys import KEY, PUBLIC, PublicKey, SigningKey
-from fedofa.server.ledger_report import verdict
+from fedofa.server.ledger_report import as_rows, by_device, told, verdict
+from fedofa.server.tables import table
 from fedofa.supernet.errors import RunError, UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 ARCH = {"depth": 2, "expand": 3.0}
 DEVICES = ("board-1", "board-2", "phone-1")
@@ -577,7 +580,9 @@ def test_contributions_leave_superseded_rounds_out_and_add_up(path: Path) -> Non
     found = contributions(checked(path, public(path)))
     assert found == [
         Contribution("board-1", assigned=4, accepted=2, unused=2, weight=24.0, share=24 / 36),
-        Contribution("board-2", assigned=5, refused={"norm": 5}, strikes=4, quarantined=True),
+        Contribution(
+            "board-2", assigned=5, refused={"norm": 5}, strikes=4, quarantined=True, until_round=6
+        ),
         Contribution(
             "phone-1", assigned=5, accepted=1, suspected={"krum": 1}, missing=4, strikes=1,
             weight=12.0, share=12 / 36,
@@ -601,6 +606,38 @@ def test_a_quarantine_ends_with_its_round_or_when_the_device_is_released(path: P
     assert resting() == ["phone-1"]
     ledger.released("phone-1", "by hand")
     assert resting() == []
+
+
+def test_what_each_device_gave_fits_a_terminal_of_80_columns(path: Path) -> None:
+    opened(path.parent).quarantined("board-2", 16, "norm")
+    rows = as_rows(by_device(path))
+    assert [row["besides"] for row in rows] == [
+        "", "refused norm 2, in quarantine until round 16", "missing 2",
+    ]  # fmt: skip
+    assert [row["share"] for row in rows] == ["100.0%", "0.0%", "0.0%"]
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table(rows))
+    text = console.export_text()
+    assert "…" not in text
+    for row in rows:
+        (line,) = (line for line in text.splitlines() if row["device"] in line)
+        assert all(str(row[key]) in line for key in ("asked", "good", "share"))
+
+
+def test_a_good_ledger_is_told_in_a_sentence_and_without_zeros(path: Path) -> None:
+    found = verdict(path)
+    assert next(iter(told(found).items())) == ("whole", f"2 rounds, signed by {found['key']}")
+    assert told(found)["superseded"] == found["superseded"] == 1
+    assert "unrecorded" not in told(found)
+    assert "expected_head" not in told(found)
+    noted = told(verdict(path, head=found["head"]))
+    assert noted["expected_head"] == "is there, 0 entries before the last"
+
+
+def test_a_hash_that_was_never_there_need_not_mean_that_the_ledger_was_cut(path: Path) -> None:
+    problem = verdict(path, head="ab" * 32)
+    assert (problem["ok"], problem["problem"]) == (False, "missing")
+    assert "another ledger's or was mistyped, or this ledger was cut short" in problem["detail"]
 
 
 def command(*arguments: object) -> "subprocess.CompletedProcess[str]":

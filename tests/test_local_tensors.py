@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from fedofa.client.local_step import LocalStep
-from fedofa.client.local_tensors import LocalTensors
+from fedofa.client.local_tensors import LocalTensors, local_tensors
 from fedofa.client.training import LocalTask, train
+from fedofa.protos.device import DataSource, Device
 from fedofa.protos.recipe import Recipe
 from fedofa.supernet.axes import layout, regions, rolled_regions, take
 from fedofa.supernet.batch import Batch
@@ -138,3 +139,15 @@ def test_no_gradient_of_a_frozen_tensor_is_worked_out(bits: int) -> None:
     local.freeze(HEAD)
     local.fill(Batch(x, y), [SMALLEST])
     assert {name for name, leaf in local.leaves.items() if leaf.grad is None} == set(HEAD)
+
+
+def test_no_device_without_a_folder_is_forgotten_however_many_there_are() -> None:
+    devices = [Device(f"many-{number}", DataSource("none:none"))
+               for number in range(200)]  # fmt: skip
+    where = regions(DIGITS, SMALLEST)
+    trained = np.ones(size_of(shapes_of(where)), np.float32)
+    for device in devices:
+        local_tensors(device, "many", DIGITS).keep(1, trained, where, HEAD)
+    for device in devices:
+        assert local_tensors(device, "many", DIGITS).after(1, HEAD).keys() == set(HEAD)
+        assert not local_tensors(device, "other", DIGITS).after(1, HEAD)

@@ -274,9 +274,54 @@ def test_sum_and_count_together_spend_what_the_multiplier_says() -> None:
     split = sum_noise(z, count)
     assert split > z
     # Two Gaussian mechanisms: squared mean-to-noise ratios add up.
-    assert (1 / split) ** 2 + (0.5 / count) ** 2 == pytest.approx(1 / z**2)
-    with pytest.raises(UsageError, match=r"privacy\.adaptive\.count_noise = 0\.5.*0\.55"):
-        sum_noise(z, 0.5)
+    assert (1 / split) ** 2 + (1 / count) ** 2 == pytest.approx(1 / z**2)
+    for too_little in (0.6, 1.1):
+        with pytest.raises(UsageError, match=r"privacy\.adaptive\.count_noise = .*1\.1"):
+            sum_noise(z, too_little)
+
+
+def sum_and_count(updates: Sequence[Update], bound: float) -> tuple[np.ndarray, float]:
+    """What one round noises: the clipped sum, and how far the count is from half of the replies.
+
+    Both as they are published, with noise that does not show.
+    """
+    fold = PrivateMean(SHAPES, [ALL] * len(updates), bound, SILENT, seeded())
+    for one in updates:
+        fold.add(one)
+    below, clients = fold.below, 10 * len(updates)
+    quiet = AdaptiveBound(1.0, quantile=0.5, step=1.0, count_noise=1e-9)
+    count = -math.log(quiet.after(below, len(updates), clients, seeded()).value) * clients
+    mean = fold.result().delta
+    values = np.concatenate([mean[name].numpy().reshape(-1) for name in SHAPES])
+    return values.astype(np.float64) * len(updates), count
+
+
+@given(
+    st.lists(st.floats(0.0, 3.0), min_size=1, max_size=6),
+    st.floats(0.5, 4.0),
+    st.floats(1.05, 20.0),
+)
+def test_no_neighbour_is_told_by_more_than_the_multiplier_says(
+    sizes: list[float], z: float, factor: float
+) -> None:
+    """Every neighbour of a round: one device with no change, which replies all the same.
+
+    The noise of sum and count is normal and independent: what tells two runs apart is their
+    distance in standard deviations, both together, and 1/z is what the accountant counts.
+    """
+    bound, count_noise = 2.0, z * factor
+    everybody = [update(ALL, size) for size in (*sizes, 10.0)]
+    total, count = sum_and_count(everybody, bound)
+    sum_std = sum_noise(z, count_noise) * bound
+    told = []
+    for place in range(len(everybody)):
+        others = [*everybody]
+        others[place] = update(ALL, 0.0)
+        other_total, other_count = sum_and_count(others, bound)
+        apart = np.linalg.norm(total - other_total) / sum_std
+        told.append(math.hypot(apart, (count - other_count) / count_noise))
+    # The device whose update is cut is told by all that is accounted, and nobody by more.
+    assert max(told) == pytest.approx(1 / z, rel=1e-4)
 
 
 # The accountant

@@ -16,6 +16,7 @@ from fedofa.server.config import RunConfig
 from fedofa.server.jobs import Job
 from fedofa.server.privacy.accountant import Accountant
 from fedofa.server.privacy.rounds import SPENT
+from fedofa.server.privacy.statement import promise
 from fedofa.server.samplers.assigned import Forgetful
 from fedofa.server.samplers.catalogue import FROM_OUTCOMES, SAMPLERS, WEIGHING, SamplerConfig
 from fedofa.server.simulate import simulate
@@ -278,7 +279,7 @@ def test_what_is_in_an_update_does_not_decide_whether_a_round_is_abandoned(
     run = run_in(tmp_path, private(round={"rounds": 1, "min_replies": 3}), clients).start()
     (told,) = run.events("round")
     assert (told["accepted"], told["refused"]) == (0, 3)
-    assert math.isnan(told["loss"])
+    assert told["loss"] is None
 
 
 def test_a_fleet_that_is_too_large_for_delta_is_refused(tmp_path: Path) -> None:
@@ -356,6 +357,20 @@ def test_a_configuration_comes_back_from_its_dump() -> None:
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
+@pytest.mark.parametrize("mode", ["central", "local"])
+def test_with_the_devices_that_are_needed_the_noise_is_as_long_as_the_step(mode: str) -> None:
+    terms = {"mode": mode, "delta": 1e-9}
+    config = private(terms)
+    assert config.privacy is not None
+    said = promise(config, config.privacy)
+    assert said["verdict"].endswith(f"about {said['devices_needed']:,} devices are needed")
+    for devices, fits in ((said["devices_needed"], True), (said["devices_needed"] // 2, False)):
+        larger = private(terms, round={"rounds": 1, "min_clients": devices})
+        found = promise(larger, config.privacy)
+        assert (found["noise_to_step"] <= 1) is fits
+        assert found["verdict"].endswith("this run can learn") is fits
+
+
 def test_the_command_line_says_what_would_be_spent(tmp_path: Path) -> None:
     path = tmp_path / "fedofa.toml"
     table = "\n".join(f"{name} = {value}" for name, value in BUDGET.items())
@@ -368,6 +383,14 @@ def test_the_command_line_says_what_would_be_spent(tmp_path: Path) -> None:
     assert 7.9 < said["epsilon"] <= 8.0
     assert said["most_rounds"] == 20
     assert Accountant(said["noise_multiplier"], 1e-3).epsilon_after(20) == said["epsilon"]
+    assert said["devices_needed"] == math.ceil(said["clients"] * said["noise_to_step"])
+    words = CliRunner().invoke(command_line, ["privacy", "--config", str(path)]).stdout
+    # A terminal breaks lines where it likes; each item begins one.
+    whole = " ".join(words.split())
+    assert f"{said['devices_needed']:,} devices are needed" in whole
+    assert "this run will learn nothing" in whole.splitlines()[0]
+    starts = [line for line in words.splitlines() if line.startswith("  - ")]
+    assert len(starts) == len(said["not_covered"])
     path.write_text("[classes.phone]\n")
     found = CliRunner().invoke(command_line, ["privacy", "--config", str(path)])
     assert isinstance(found.exception, UsageError)

@@ -191,6 +191,40 @@ def test_blocks_of_a_few_rows_give_what_one_block_gives(monkeypatch: pytest.Monk
         assert one.suspects.keys() <= {u.device for u in found}
 
 
+@given(updates(), st.integers(1, 60))
+@settings(max_examples=60)
+def test_blocks_hold_every_value_of_every_update_once(found: list[Update], most: int) -> None:
+    kept = Spool(SHAPES)
+    found = [replace(u, scale=0.5) if k % 2 else u for k, u in enumerate(found)]
+    for update in found:
+        kept.add(update)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool_module, "BLOCK_VALUES", most)
+        blocks = list(kept.blocks())
+    seen = {name: np.zeros(shape, int) for name, shape in SHAPES.items()}
+    for block in blocks:
+        assert block.values.size <= max(most, len(found))
+        seen[block.name][block.region] += 1
+        expected = dense(found, block.name)[0][(slice(None), *block.region)]
+        np.testing.assert_allclose(block.values, expected, rtol=1e-6)
+    for name, times in seen.items():
+        assert (times == int(any(name in u.where for u in found))).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 4000), (1, 2, 2000), (2, 1, 2000, 1), ()])
+def test_blocks_do_not_grow_with_the_clients_whatever_the_shape(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(spool_module, "BLOCK_VALUES", 5000)
+    fold, size = TrimmedMean({"t": shape}, 0.1), int(np.prod(shape))
+    for client in range(20):
+        fold.add(whole(f"c{client}", {"t": np.arange(size).reshape(shape) + client}))
+    assert all(block.values.size <= 5000 for block in fold._spool.blocks())
+    # Of 20 consecutive numbers without the two lowest and highest: the mean is the middle.
+    expected = np.arange(size).reshape(shape) + 9.5
+    np.testing.assert_allclose(fold.result().delta["t"].numpy(), expected, rtol=1e-6)
+
+
 def test_a_spool_gives_back_what_was_put_in() -> None:
     kept = Spool(SHAPES)
     found = [whole("a", {"v": np.arange(6)}), whole("b", {"w": np.ones((5, 4))}, weight=3.0)]
@@ -318,6 +352,25 @@ def test_low_bit_clients_count_where_they_agree_in_sign() -> None:
     plain = folded(BitAwareMean(SHAPES, 4), [low, alone])
     assert plain.delta["v"].tolist() == [3.0, 3.0, -4.0, 5.0, 3.0, 1.0]
     assert "plain mean" in plain.notes[0]
+
+
+@pytest.mark.parametrize("low_bits", [0, 4])
+def test_float64_sums_are_the_same_in_any_order_also_with_low_bits(low_bits: int) -> None:
+    rng = np.random.default_rng(1)
+    found = [
+        replace(
+            whole(f"c{k}", {"w": rng.normal(size=(5, 4))}, float(rng.uniform(1, 100))),
+            bits=4 if k % 2 else 32,
+        )
+        for k in range(40)
+    ]
+    config = AggregationConfig(accumulate="float64", low_bits=low_bits)
+    results = {
+        folded(config.fold(SHAPES, {}), [found[k] for k in rng.permutation(40)])
+        .delta["w"].numpy().tobytes()
+        for _ in range(20)
+    }  # fmt: skip
+    assert len(results) == 1
 
 
 @given(updates(), st.lists(st.sampled_from([2, 4, 8, 32]), min_size=7, max_size=7))

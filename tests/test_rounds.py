@@ -99,7 +99,8 @@ def assert_equal_to(weights: Mapping[str, Tensor], expected: Mapping[str, np.nda
 MISBEHAVIOUR: list[tuple[str, Any, str, str]] = [
     ("raises", raising, "no_update", "the data folder is gone"),
     ("nan", sending(with_nan), "update_refused", "non_finite"),
-    ("nan loss", sending(loss=float("nan")), "update_refused", "non_finite"),
+    ("nan loss", sending(loss=float("nan")), "update_refused", "loss"),
+    ("huge loss", sending(loss=1.7e308), "update_refused", "loss"),
     ("shape", sending(lambda v: v[:-1]), "update_refused", "shape"),
     ("broadcast", sending(lambda v: v[:1]), "update_refused", "shape"),
     ("dtype", sending(lambda v: v.astype(np.float64)), "update_refused", "dtype"),

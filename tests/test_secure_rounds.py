@@ -630,7 +630,7 @@ def test_a_round_of_too_few_free_devices_asks_nobody(tmp_path: Path) -> None:
     run = Run(tmp_path, secure({"threshold": 4}), grid_of(devices, letters, order=[0, 1, 2]))
     run.roll.refresh()
     assert len(run.roll.fleet().members) == 3
-    assert run.strategy._secure(run.config.secure or SecureConfig()) is None
+    assert run.strategy._secure(run.training, run.config.secure or SecureConfig()) is None
     assert not [at for _, at, _ in letters.arrived if at in LETTERS]
     assert "3 devices are free; 4 are needed" in run.events("aggregation_note")[0]["note"]
 

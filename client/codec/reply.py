@@ -1,6 +1,5 @@
 """What a device sends back: its trained values, noised ones, or its update as a codec's bytes."""
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,9 @@ from ...supernet.weights import Flat, shapes_of
 from ..privacy.local_noise import noised
 from .memory import ErrorMemory
 
-REMEMBERED_RUNS = 64
+_IN_MEMORY: dict[tuple[str, str, Space], ErrorMemory] = {}
+"""By device without a folder, run and space, until the process ends: two rounds' residuals, at most
+8 bytes for each shared value. A fleet that is too large for that needs folders."""
 
 
 def reply_values(
@@ -46,7 +47,8 @@ def reply_values(
     return np.frombuffer(data, np.uint8)
 
 
-@lru_cache(maxsize=REMEMBERED_RUNS)
 def _memory(device: str, folder: str | None, run: str, space: Space) -> ErrorMemory:
     """A device's memory of a run; in this process only where the device has no folder for it."""
-    return ErrorMemory(Path(folder) if folder else None, run, layout(space))
+    if folder:
+        return ErrorMemory(Path(folder), run, layout(space))
+    return _IN_MEMORY.setdefault((device, run, space), ErrorMemory(None, run, layout(space)))

@@ -10,9 +10,10 @@ paper's learned dequantizer is left out: it needs data on the server.
 import torch
 from torch import Tensor
 
-from ...supernet.axes import Weights, put, view
+from ...supernet.axes import Weights, accumulate, view
 from ...supernet.weights import Shapes, shapes_of, split
 from .overlap_mean import OverlapMean, Partial
+from .placement import Frame
 from .spool import Spool
 from .update import Merged, Update
 
@@ -49,22 +50,20 @@ class BitAwareMean:
             found = self._high.result()
             note = f"only clients of at most {self._low_bits} bits: merged by the plain mean"
             return Merged(found.delta, found.trained, notes=(note,))
-        counts = self._high.counts()
-        high = self._high.result()
-        total, weight = self._with_low_bits(high, counts)
+        total, weight = self._sums()
         self._low.close()
-        return _normalised(total, weight, high)
+        return _normalised(total, weight)
 
-    def _with_low_bits(self, high: Merged, counts: Weights) -> tuple[Weights, Weights]:
-        """Sums of changes and weights per value, over all clients."""
-        total = {
-            name: high.delta[name] * counts[name] if name in high.delta else torch.zeros(shape)
+    def _sums(self) -> tuple[Weights, Weights]:
+        """Sums of changes and weights per value over all clients, in the fold's own precision."""
+        counts, high = self._high.counts(), self._high.partial().total
+        total = Frame(self._shapes).tensors(high)
+        weight = {
+            name: counts.get(name, torch.zeros(shape, dtype=high.dtype))
             for name, shape in self._shapes.items()
         }
-        weight = {
-            name: counts.get(name, torch.zeros(shape)) for name, shape in self._shapes.items()
-        }
-        signs = {name: torch.sign(delta) for name, delta in high.delta.items()}
+        # Taken before the low-bit clients are added: they do not vouch for each other.
+        signs = {name: torch.sign(total[name]) for name in counts}
         known = {name: count > 0 for name, count in counts.items()}
         for update in self._low.updates():
             for name, part in split(update.delta, shapes_of(update.where)).items():
@@ -72,13 +71,12 @@ class BitAwareMean:
                 if name in signs:
                     agrees = torch.sign(part) == view(signs[name], region)
                     keep = (agrees | ~view(known[name], region)).to(part.dtype)
-                scaled = part * keep * update.weight * update.scale
-                put(total[name], region, view(total[name], region) + scaled)
-                put(weight[name], region, view(weight[name], region) + keep * update.weight)
+                accumulate(total[name], region, part * keep, update.weight * update.scale)
+                accumulate(weight[name], region, keep, update.weight)
         return total, weight
 
 
-def _normalised(total: Weights, weight: Weights, high: Merged) -> Merged:
+def _normalised(total: Weights, weight: Weights) -> Merged:
     delta: Weights = {}
     trained: dict[str, Tensor | bool] = {}
     for name, count in weight.items():
@@ -86,6 +84,7 @@ def _normalised(total: Weights, weight: Weights, high: Merged) -> Merged:
         if not bool(mask.any()):
             trained[name] = False
             continue
-        delta[name] = total[name] / count.clamp(min=torch.finfo(count.dtype).tiny)
+        mean = total[name] / count.clamp(min=torch.finfo(count.dtype).tiny)
+        delta[name] = mean.to(torch.float32)
         trained[name] = True if bool(mask.all()) else mask
-    return Merged(delta, trained, high.suspects, high.notes)
+    return Merged(delta, trained)

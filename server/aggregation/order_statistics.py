@@ -104,8 +104,8 @@ def _merged(spool: Spool, shapes: Shapes, dropped_n: NDArray[np.int64], combine:
             masks[name] = torch.zeros(shape, dtype=torch.bool)
         merged_b = np.zeros(len(held_b), np.float32)
         merged_b[held_b] = combine(v_kb, weight_k, low_b, high_b)
-        delta[name][block.rows].view(-1).copy_(torch.from_numpy(merged_b))
-        masks[name][block.rows].view(-1).copy_(torch.from_numpy(held_b))
+        delta[name][block.region].view(-1).copy_(torch.from_numpy(merged_b))
+        masks[name][block.region].view(-1).copy_(torch.from_numpy(held_b))
         some_b = drop_b > 0
         outside_kb = ((v_kb < low_b) | (v_kb > high_b)) & some_b
         cut += np.count_nonzero(outside_kb, axis=1)

@@ -127,7 +127,7 @@ class OverlapMean:
         self._spell_out()
         found = {name: w.counts(self._parts[name]) for name, w in self._counted.items()}
         return {
-            name: torch.full(self._parts[name].shape, c) if isinstance(c, float) else c
+            name: torch.full_like(self._parts[name], c) if isinstance(c, float) else c
             for name, c in found.items()
         }
 

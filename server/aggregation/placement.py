@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...supernet.axes import Region, Regions, Weights, accumulate, index_grid, shape_of
+from ...supernet.axes import Region, Regions, Weights, accumulate, shape_of
 from ...supernet.weights import Flat, Shapes, size_of
 from .update import Merged
 
@@ -123,18 +125,33 @@ class Frame:
         for name, region in where.items():
             size = math.prod(shapes[name])
             if size < INDEXED_VALUES:
-                numbers = torch.arange(math.prod(self.shapes[name])).view(self.shapes[name])
-                sources.append(torch.arange(at, at + size))
-                targets.append(self.offsets[name] + numbers[index_grid(region)].reshape(-1))
+                sources.append(np.arange(at, at + size))
+                targets.append(self.offsets[name] + numbers(self.shapes[name], region))
             else:
                 blocks.append(Block(name, at, shapes[name], region))
             at += size
         if not sources:
             return Placement(False, tuple(blocks))
-        return Placement(False, tuple(blocks), torch.cat(sources), torch.cat(targets))
+        source, target = (torch.from_numpy(np.concatenate(part)) for part in (sources, targets))
+        return Placement(False, tuple(blocks), source, target)
 
 
 def _all_or(mask: Tensor) -> Tensor | bool:
     if bool(mask.all()):
         return True
     return mask if bool(mask.any()) else False
+
+
+def numbers(shape: tuple[int, ...], region: Region) -> NDArray[np.int64]:
+    """The number of each value of a region, counted through a tensor of `shape`, flat.
+
+    Made of the region's own indices: where every device trains another subnet, this is worked out
+    for each update, and must not cost what the whole tensor would.
+    """
+    found = np.zeros(1, np.int64)
+    for size, index in zip(shape, region, strict=True):
+        taken = (
+            np.arange(index.start, index.stop) if isinstance(index, slice) else np.asarray(index)
+        )
+        found = (found[:, None] * size + taken).reshape(-1)
+    return found

@@ -4,7 +4,7 @@ With every client in every round, `rounds` releases of noise multiplier z are on
 exact (Balle and Wang 2018). With Poisson sampling ε comes from the distribution of the privacy loss
 (PLD, Koskela et al. 2020; Doroshenko et al. 2022), an upper bound that is near the truth.
 
-**What is assumed.** Neighbours: the same clients, one of them sending nothing (zero-out), accounted like
+**What is assumed.** Neighbours: the same clients, one of them with no change (zero-out), accounted like
 adding or removing one. Where replacing one is meant, double the noise. δ should be well below
 1 / clients.
 

@@ -8,10 +8,13 @@ the quantile γ that is to lie below it: C ← C · exp(-η · (b̃ - γ)).
 with b_i in {0, 1} and n the number of assigned clients, which depends on no data. A client that does not
 report counts 0 instead of ±1/2.
 
-Budget: a client's ±1/2 moves the count by at most 1/2, so that it is a Gaussian mechanism of noise
-multiplier 2σ_b, on the same client and in the same round as the sum with z_Δ. Together they are one
-mechanism of multiplier z with z^-2 = z_Δ^-2 + (2σ_b)^-2. The accountant counts z; the sum gets the
-larger z_Δ, `sum_noise`. Nothing is spent besides.
+Budget: neighbouring runs differ in one client that has no change in one of them, and that replies in both
+(`private_mean`). No change is never longer than the bound and counts +1/2; an update that is longer counts
+-1/2. So one client moves the count by up to 1, not by the 1/2 of Andrew et al., whose neighbours lack the
+client, and the sum by up to C, both at once: the update that is cut moves both. Noise of σ_b makes the
+count a Gaussian mechanism of noise multiplier σ_b, beside the sum with z_Δ, and together they are one
+mechanism of multiplier z with z^-2 = z_Δ^-2 + σ_b^-2. The accountant counts z; the sum gets the larger
+z_Δ, `sum_noise`. Nothing is spent besides.
 """
 
 import math
@@ -50,12 +53,11 @@ class AdaptiveBound:
 def sum_noise(noise_multiplier: float, count_noise: float) -> float:
     """z_Δ, the noise multiplier of the sum where the quantile's count is published too.
 
-    UsageError when the count alone would spend more than `noise_multiplier` allows.
+    UsageError when the count alone would spend all that `noise_multiplier` allows.
     """
-    rest = noise_multiplier**-2 - (2 * count_noise) ** -2
-    if rest <= 0:
+    if count_noise <= noise_multiplier:
         raise UsageError(
-            f"privacy.adaptive.count_noise = {count_noise}: more than half of the noise multiplier "
-            f"is needed, {noise_multiplier / 2:.4g}; a twentieth of the clients is usual"
+            f"privacy.adaptive.count_noise = {count_noise}: more than the noise multiplier is "
+            f"needed, {noise_multiplier:.4g}; a twentieth of the clients is usual where that is more"
         )
-    return float(rest**-0.5)
+    return float((noise_multiplier**-2 - count_noise**-2) ** -0.5)

@@ -1,12 +1,12 @@
 """A differentially private merge of unequal regions: clip, add up, add noise, divide by the assigned.
 
 **What is protected.** One client: its whole part in a round. Neighbouring runs have the same clients with
-the same assignments, but one of them sends nothing (zero-out adjacency, Kairouz et al. 2021, which is
-accounted like adding or removing a client).
+the same assignments, but one of them has no change: it replies with zeros (zero-out adjacency, Kairouz et
+al. 2021, of whose sum the account is that of adding or removing a client).
 
 **Sensitivity.** Client i changes the values of its region by a vector of L2 norm at most C, clipped over
 the region as a whole, with weight 1. Put into the supernet's flat array, zero elsewhere, it has the same
-norm, whatever the region. So the sum over clients moves by at most C when one sends nothing, and noise
+norm, whatever the region. So the sum over clients moves by at most C when one has no change, and noise
 N(0, z²C²) on every value of the sum is a Gaussian mechanism of noise multiplier z (McMahan et al. 2018).
 
 The *mean* over those that reported is not so simple, and not what is noised: whether a client

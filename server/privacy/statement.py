@@ -24,6 +24,8 @@ NOT_COVERED = (
     "other runs over the same data: their epsilons add up",
 )
 """What devices send beside their updates, in the clear and without noise."""
+HOPELESS = 10.0
+"""Noise of so many longest steps leaves nothing to learn from (docs/privacy.md, measured)."""
 
 
 def statement(rounds: PrivateRounds) -> dict[str, Any]:
@@ -36,18 +38,26 @@ def promise(run: "RunConfig", config: PrivacyConfig) -> dict[str, Any]:
     """What a run will spend, and how large its noise is; UsageError when that is too much.
 
     `noise_to_step` is the L2 norm of one round's noise over that of the longest step which clipping
-    lets through, with `clients` devices that all train the largest subnet.
+    lets through, with `clients` devices that all train the largest subnet; with `devices_needed` it
+    is 1. `verdict` says in words what that means.
     """
     plan = config.plan(run.round.rounds, run.secure)
     clients = max(run.round.min_clients, sum(run.simulation.clients.values()))
     values = size_of({name: t.shape for name, t in layout(run.build_space()).items()})
-    noise = plan.accountant.noise_multiplier
-    return _said(config, run.secure, noise, run.round.rounds) | {
-        "epsilon": plan.epsilon,
-        "most_rounds": plan.accountant.most_rounds(config.epsilon),
-        "clients": clients,
-        "noise_to_step": _noise_to_step(config, plan, values, clients),
-    }
+    ratio = _noise_to_step(config, plan, values, clients)
+    # The noise falls with the devices, or where each adds its own with their root.
+    needed = math.ceil(clients * (ratio**2 if config.mode == "local" else ratio))
+    return (
+        {"verdict": _verdict(ratio, clients, needed)}
+        | _said(config, run.secure, plan.accountant.noise_multiplier, run.round.rounds)
+        | {
+            "epsilon": plan.epsilon,
+            "most_rounds": plan.accountant.most_rounds(config.epsilon),
+            "clients": clients,
+            "noise_to_step": ratio,
+            "devices_needed": needed,
+        }
+    )
 
 
 def line(said: dict[str, Any]) -> str:
@@ -76,6 +86,14 @@ def _said(
 def _noise_to_step(config: PrivacyConfig, plan: PrivacyPlan, values: int, clients: int) -> float:
     alone = plan.sum_multiplier * math.sqrt(values)
     return alone / (math.sqrt(clients * plan.sharers) if config.mode == "local" else clients)
+
+
+def _verdict(ratio: float, clients: int, needed: int) -> str:
+    noise = f"with {clients:,} devices the noise is {ratio:.2g} times the longest step"
+    if ratio <= 1:
+        return f"{noise}: this run can learn"
+    future = "learn nothing" if ratio > HOPELESS else "learn little"
+    return f"{noise}: this run will {future}; about {needed:,} devices are needed"
 
 
 def _mechanism(config: PrivacyConfig, secure: SecureConfig | None) -> str:
