@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +107,8 @@ class Spool:
             part = self._part(stored, name, [mine for mine, _ in pairs])
             if stored.light.scale != 1:
                 part *= np.float32(stored.light.scale)
-            found[place][np.ix_(*(target for _, target in pairs))] = part
+            at: Any = (place, *np.ix_(*(target for _, target in pairs)))
+            found[at] = part
         return found
 
     def _part(self, stored: _Stored, name: str, mine: list[NDArray[np.int64]]) -> Values:
