@@ -19,6 +19,7 @@ from fedofa.server.fleet import Fleet, Member
 from fedofa.server.limits import training_limits
 from fedofa.server.open_round import Assignments
 from fedofa.server.samplers.assigned import Assigned
+from fedofa.server.selection import Selection
 from fedofa.server.training import RoundReport, Training
 from fedofa.supernet.cost import cost
 from fedofa.supernet.precision import FLOAT_BITS
@@ -163,7 +164,8 @@ def rounds_for(federation: Federation, budget_macs: float) -> int:
     while rounds not in tried and len(tried) < PLANS:
         tried[rounds] = _planned_macs(federation, rounds)
         rounds = max(2, round(rounds * budget_macs / tried[rounds]))
-    federation.training.round, federation.training.config = 0, federation.config
+    federation.training.round = 0
+    federation.training.selection = Selection(federation.config, federation.space)
     return min(tried, key=lambda rounds: abs(tried[rounds] - budget_macs))
 
 
@@ -171,9 +173,10 @@ def _planned_macs(federation: Federation, rounds: int) -> float:
     """What a run of so many rounds is expected to cost; of long runs evenly spread rounds count."""
     total, training, recipe = 0.0, federation.training, federation.config.recipe
     looked = min(rounds, LOOKED_AT)
-    training.config = federation.config.model_copy(
+    config = federation.config.model_copy(
         update={"round": federation.config.round.model_copy(update={"rounds": rounds})}
     )
+    training.selection = Selection(config, federation.space)
     for place in range(looked):
         training.round = (2 * place + 1) * rounds // (2 * looked)
         for member, assigned in training.assignments(federation.fleet).values():
