@@ -216,12 +216,14 @@ def _checked(head: _Head) -> dict[str, list[tuple[Region, float]]]:
 def _inside(index: Index, size: int) -> bool:
     if isinstance(index, slice):
         return bool(0 <= index.start < index.stop <= size)
-    return 0 < len(index) == len(set(index)) and max(index) < size
+    return bool(index) and len(index) == len(set(index)) and max(index) < size
 
 
 def _finite(values: Sum) -> bool:
     # Both are nan where any value is; no array of truth values is made.
-    return math.isfinite(values.min(initial=0)) and math.isfinite(values.max(initial=0))
+    return math.isfinite(float(values.min(initial=0))) and math.isfinite(
+        float(values.max(initial=0))
+    )
 
 
 def _head_of(parcel: Parcel) -> _Head:
