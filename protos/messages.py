@@ -5,10 +5,18 @@ records. What comes in is checked here: an unknown field, a wrong type or a miss
 MessageError, and nothing else is ever raised for bad input. Importable without torch or flwr.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..supernet.errors import FedofaError
 from ..supernet.precision import FLOAT_BITS, Bits
@@ -55,6 +63,10 @@ class Body(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "body"
             raise MessageError(f"{cls.__name__}: {where}: {first['msg']}") from None
+
+
+FRACTIONAL = ("latency_ms",)
+"""Bounds of a budget that need not be whole numbers."""
 
 
 class Declared(BaseModel):
@@ -105,6 +117,14 @@ class DeviceProfile(Body):
     normalization: Normalization
     labels: tuple[Count, ...] | None = None
     holds: Holds = ()
+
+    @field_validator("budget")
+    @classmethod
+    def _counts_are_whole(cls, budget: dict[str, int | float]) -> dict[str, int | float]:
+        for name, bound in budget.items():
+            if isinstance(bound, float) and not (name in FRACTIONAL and 0 < bound < math.inf):
+                raise ValueError(f"{name} = {bound}: a whole number is expected")
+        return budget
 
     @model_validator(mode="after")
     def _labels_are_the_examples(self) -> Self:

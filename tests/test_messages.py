@@ -208,6 +208,8 @@ def test_a_body_with_a_field_missing_added_or_of_another_type_is_refused(body: B
         {"device_class": "a/b"},
         {"input_shape": [-1]},
         {"budget": {"macs": 1.5}},
+        {"budget": {"latency_ms": -1.5}},
+        {"budget": {"latency_ms": float("inf")}},
         {"normalization": {"mean": [0.0]}},
     ],
 )
