@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from .codec.config import CodecConfig
 
 MOST_HELD = 4
+RUNS_HELD = 4
+"""Of how many runs, a run's branches each counted, a device holds values on disk."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -229,6 +229,10 @@ def test_the_axis_is_the_first_default_that_is_elastic() -> None:
         ({"branches": {"by": "architecture", "copies": 2, "axis": "*"}}, "more than 64"),
         ({"branches": {"by": "coalitions", "kind": 1}}, "unknown key 'kind' in \\[branches\\]"),
         ({"branches": {"by": "coalitions"}, "name": "n" * 49}, "at most 48"),
+        (
+            {"branches": {"by": "architecture", "copies": 5}, "downlink": "int8"},
+            "branches.copies = 5 with downlink: .* 4 copies at most",
+        ),
         ({"branches": {"by": "coalitions"}, "round": {"enough_replies": 2}}, "enough_replies = 2"),
         (
             {"branches": {"by": "coalitions"}, "round": {"mode": "async", "buffer": 2}},

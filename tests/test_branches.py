@@ -208,6 +208,24 @@ def test_a_run_that_is_resumed_is_the_one_that_was_not_stopped(
         other.training.resume()
 
 
+def test_each_copy_sends_the_difference_from_what_a_device_holds_of_that_copy(
+    tmp_path: Path,
+) -> None:
+    by = {"by": "architecture", "copies": 2, "axis": "s1.depth"}
+    config = config_of(by, downlink="sparse", round={"rounds": 6})
+    devices = [replace(one, memory=str(tmp_path / one.name)) for one in fleet(tmp_path)]
+    run = Branched(tmp_path, config, devices).start()
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for event in run.events("round"):
+        parts.setdefault(event["branch"], []).append(event)
+    assert set(parts) == {"copy-1", "copy-2"}
+    for events in parts.values():
+        assert all(event["missing"] == 0 for event in events)
+        assert 10 * min(event["bytes_sent"] for event in events) < events[0]["bytes_sent"]
+    held = {path.name for path in tmp_path.glob("dev-*/held/*")}
+    assert held == {"tiny.copy-1", "tiny.copy-2"}
+
+
 def test_each_copy_is_changed_by_its_own_assignments_only(tmp_path: Path) -> None:
     config = config_of({"by": "architecture", "copies": 2, "axis": "s1.depth"})
     app = Clients()

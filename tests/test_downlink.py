@@ -16,7 +16,7 @@ from fedofa.protos.codec.bounds import worst_error
 from fedofa.protos.codec.config import PRESETS
 from fedofa.protos.device import DataSource, Device
 from fedofa.protos.flower import Values, from_record, to_record
-from fedofa.protos.holding import Held
+from fedofa.protos.holding import RUNS_HELD, Held
 from fedofa.protos.manifest import Normalization
 from fedofa.protos.messages import DeviceProfile, MessageError, TrainReply, TrainRequest
 from fedofa.server.config import RunConfig
@@ -476,7 +476,7 @@ def test_the_server_keeps_what_so_many_devices_hold(tmp_path: Path) -> None:
 
 
 def test_a_device_keeps_what_it_holds_of_the_last_few_runs(tmp_path: Path) -> None:
-    for number in range(on_device.RUNS_ON_DISK + 2):
+    for number in range(RUNS_HELD + 2):
         pair = Pair(tmp_path)
         pair.config = pair.config.model_copy(update={"name": f"run-{number}"})
         pair.outbox = Outbox(
@@ -484,7 +484,7 @@ def test_a_device_keeps_what_it_holds_of_the_last_few_runs(tmp_path: Path) -> No
         )
         pair.round()
     kept = {path.name for path in (tmp_path / "devices" / "phone" / "held").iterdir()}
-    assert kept == {f"run-{number}" for number in range(2, on_device.RUNS_ON_DISK + 2)}
+    assert kept == {f"run-{number}" for number in range(2, RUNS_HELD + 2)}
 
 
 def test_weights_whose_difference_cannot_be_encoded_travel_as_they_are(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ...protos.codec.difference import decode_difference
 from ...protos.device import Device
 from ...protos.flower import Values
 from ...protos.held import HeldStates
-from ...protos.holding import Held, Holding
+from ...protos.holding import RUNS_HELD, Held, Holding
 from ...protos.messages import MessageError, TrainRequest
 from ...supernet.axes import Regions, layout
 from ...supernet.errors import ArtifactError
@@ -23,8 +23,6 @@ _log = logging.getLogger(__name__)
 
 FOLDER = "held"
 REMEMBERED_RUNS = 64
-RUNS_ON_DISK = 4
-"""Of how many runs a device holds values on disk; those that it was longest not asked in go first."""
 MOST_VALUES = 2**27
 """Of a larger supernet, half a GB of values, a device holds nothing."""
 
@@ -110,9 +108,9 @@ def _kept(
 
 
 def _make_room(folder: Path | None) -> None:
-    """Remove what is held of runs that are longest over, before a new one's folder is made."""
+    """Remove what is held of runs that it was longest not asked in, before a new one's folder is made."""
     if folder is None or folder.exists() or not folder.parent.exists():
         return
     others = sorted(folder.parent.iterdir(), key=lambda other: other.stat().st_mtime)
-    for old in others[: max(len(others) + 1 - RUNS_ON_DISK, 0)]:
+    for old in others[: max(len(others) + 1 - RUNS_HELD, 0)]:
         shutil.rmtree(old, ignore_errors=True)

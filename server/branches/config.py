@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ...protos.holding import RUNS_HELD
 from ...supernet.errors import UsageError
 from ...supernet.space import Space
 from .axis import axis_of
@@ -71,6 +72,11 @@ class BranchesConfig(BaseModel):
             raise UsageError(
                 f"name = {run.name!r} with [branches]: at most {LONGEST_NAME} characters, since a "
                 "branch's name is put behind it"
+            )
+        if run.downlink is not None and (self.copies or 1) > RUNS_HELD:
+            raise UsageError(
+                f"branches.copies = {self.copies} with downlink: a device keeps what it holds of "
+                f"{RUNS_HELD} copies at most; use fewer copies, or leave downlink out"
             )
         if run.round.mode == "async":
             raise UsageError(
