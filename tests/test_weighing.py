@@ -16,7 +16,7 @@ from fedofa.server.aggregation.weighing import (
     discrepancy,
 )
 from fedofa.server.reputation import Reputation, ReputationConfig
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -118,6 +118,8 @@ WEIGHTS = st.lists(st.floats(0, 1e9), min_size=3, max_size=30).filter(lambda w: 
 
 
 @given(WEIGHTS, st.floats(0.01, 1))
+@example([1.0, 1.0, 5e-324], 0.375)
+@example([1.0, 0.0, 0.0], 0.4)
 def test_nobody_has_more_than_the_largest_share(weights: list[float], most: float) -> None:
     named = {f"c{k}": w for k, w in enumerate(weights)}
     found = capped(Weighed(named), most).weights

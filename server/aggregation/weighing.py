@@ -87,18 +87,19 @@ def capped(weighed: Weighed, most: float) -> Weighed:
         return weighed
     if most * count <= 1:
         return Weighed(dict.fromkeys(weights, total / count), weighed.note)
-    bound, at_bound = most * total, set[str]()
-    while over := {name for name, w in weights.items() if w > bound and name not in at_bound}:
-        at_bound |= over
-        rest = sum(w for name, w in weighed.weights.items() if name not in at_bound)
-        if rest <= 0:  # the others have no weight of their own
-            spread = (total - bound * len(at_bound)) / (count - len(at_bound))
-            return Weighed({n: bound if n in at_bound else spread for n in weights}, weighed.note)
-        grown = (total - bound * len(at_bound)) / rest
-        weights = {
-            name: bound if name in at_bound else grown * w for name, w in weighed.weights.items()
-        }
-    return Weighed(weights, weighed.note)
+    bound = most * total
+    ordered = sorted(weights, key=lambda name: weights[name], reverse=True)
+    for cut in range(1, count):
+        others = ordered[cut:]
+        rest, room = sum(weights[name] for name in others), total - cut * bound
+        # The largest of the others: where it fits, all do. Those that have nothing share alike.
+        parts = {n: weights[n] / rest if rest > 0 else 1 / len(others) for n in others}
+        if parts[others[0]] * room <= bound:
+            break
+    return Weighed(
+        {name: bound if name not in parts else parts[name] * room for name in weights},
+        weighed.note,
+    )
 
 
 def discrepancy(labels: Sequence[int]) -> float:
