@@ -131,15 +131,18 @@ def test_devices_of_few_bits_are_merged_by_sign_as_without_groups(tmp_path: Path
 
 
 def killing(run: list[Run]) -> Callable[..., Any]:
-    """When this device answers first, one group's process is killed."""
+    """When this device answers first, a group that has added up an update is killed."""
     done: list[int] = []
 
     def trick(body: Any, values: Any, message: Any) -> Any:
         groups = run[0].training.groups
         assert groups is not None
-        if not done and groups.processes:
-            os.kill(groups.processes[0], signal.SIGKILL)
-            done.append(1)
+        if not done:
+            done.append(groups._groups[0].process.pid)
+            assert groups._groups[0].told
+            assert _until(groups._groups[0].pipe.poll, 150)  # it has said so
+            os.kill(done[0], signal.SIGKILL)
+            assert _until(lambda: not _lives(done[0]))
         return sending()(body, values, message)
 
     return trick
@@ -152,6 +155,7 @@ def _until(true: Callable[[], bool], wait_s: float = 60.0) -> bool:
     return true()
 
 
+@pytest.mark.timeout(500)
 def test_what_was_in_a_group_that_was_killed_is_missing_and_the_round_goes_on(
     tmp_path: Path,
 ) -> None:
@@ -168,9 +172,13 @@ def test_what_was_in_a_group_that_was_killed_is_missing_and_the_round_goes_on(
     assert first["missing"] == len(lost)
     assert first["accepted"] == 4 - len(lost)
     assert (second["accepted"], second["missing"]) == (4, 0)
+    names = sorted(event["device"] for event in lost)
     entry = recorded(run[0])[0]
-    assert entry["missing"] == sorted(event["device"] for event in lost)
-    assert not entry["refused"]
+    assert (entry["missing"], entry["refused"]) == (names, {})
+    # And nothing of what was lost is in the weights.
+    others = Clients(dict.fromkeys(names, raising))
+    flat = trained(tmp_path / "flat", config(None, round={"rounds": 1}), others)
+    assert recorded(flat)[0]["after"] == entry["after"]
 
 
 def test_a_round_whose_groups_all_end_is_abandoned(
