@@ -158,8 +158,10 @@ class Training:
             self.private.config.check_clients(len(fleet.members))
         if self.proxy is not None:
             self.proxy.check_fleet(fleet)
-        for name in self.selection.release(self.round + 1, fleet, busy):
-            self.books().released(name)
+        if released := self.selection.release(self.round + 1, fleet, busy):
+            books = self.books()  # which works out the weights' digest
+            for name in released:
+                books.released(name)
         ages = self.coverage.ages
         return self.selection.assignments(self.round + 1, fleet, ages, busy, most)
 

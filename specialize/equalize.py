@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .called_layers import Layer
+from .fx_folding import traced
 
 HOMOGENEOUS = (
     nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
@@ -53,9 +54,7 @@ def equalized(module: nn.Module) -> Equalized:
 
 
 def _pairs(module: nn.Module) -> list[tuple[Layer, Layer]]:
-    try:
-        graph = fx.Tracer().trace(module)
-    except Exception:  # noqa: BLE001 - whatever forward raises; then nothing is known
+    if (graph := traced(module)) is None:
         return []
     modules = dict(module.named_modules())
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")

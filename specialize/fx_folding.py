@@ -8,14 +8,20 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 
+def traced(module: nn.Module) -> fx.Graph | None:
+    """The module's graph; None where it cannot be traced."""
+    try:
+        return fx.Tracer().trace(module)
+    except Exception:  # noqa: BLE001 - whatever forward raises; then nothing is known
+        return None
+
+
 def fold_followed(module: nn.Module) -> None:
     """Fold each norm layer, in place, that alone reads the output of a layer called once.
 
     Does nothing where the module cannot be traced. The module must be in evaluation mode.
     """
-    try:
-        graph = fx.Tracer().trace(module)
-    except Exception:  # noqa: BLE001 - whatever forward raises; then nothing is known
+    if (graph := traced(module)) is None:
         return
     layers = dict(module.named_modules())
     calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
