@@ -4,6 +4,8 @@ OUT ?= demo-out
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := torch==2.13.0
+# One process a core, which take tests from each other; a test that fails alone: ARGS="-n 0 -k NAME".
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
 PACKAGES := -p fedofa.supernet -p fedofa.protos -p fedofa.specialize -p fedofa.client \
 	-p fedofa.server -p fedofa.benchmarks
 
@@ -13,7 +15,7 @@ demo: $(VENV)/.server  ## The main job on real data; OUT=dir for another output 
 	$(BIN)/fedofa demo --out $(OUT) $(ARGS)
 
 test: $(VENV)/.dev  ## All tests but the slow ones
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-slow: $(VENV)/.dev  ## The slow tests: killed servers, demos over several seeds
 	$(BIN)/pytest -m slow --timeout 1200 $(ARGS)

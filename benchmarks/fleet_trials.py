@@ -7,7 +7,7 @@ paired; accuracy is the mean over the four budgets on the test part. Settings we
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
@@ -24,11 +24,13 @@ from rich.console import Console
 
 from .accuracy import commit
 from .accuracy_tasks import TASKS
+from .kept import Kept, Record
 from .liars import KINDS
 from .timing import machine
-from .trials import RATIO, Record, Trial, gap, nodes, of, run_all, spread
+from .trials import RATIO, Trial, gap, nodes, of, run_all, spread
 
-CLIENTS, JOBS, SEEDS = 20, 2, 3
+CLIENTS, SEEDS = 20, 3
+Runner = Callable[[Sequence[Trial]], list[Record]]
 QUARANTINE = "clip + trimmed mean, quarantine"
 RULES: dict[str, dict[str, Any]] = {
     "mean": {},
@@ -58,13 +60,13 @@ DOWNLINKS = (("none", "int8"), ("none", "fedzip"), ("sparse", "int8"), ("sparse"
 """Codecs upwards and downwards together."""
 
 
-def bench_robust(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any]]]:
+def bench_robust(run: Runner) -> tuple[list[Record], list[dict[str, Any]]]:
     """Accuracy with liars against plain averaging without: 1 or 4 of 20 clients, seven kinds of lies."""
     trials = [_lied_to(rule, None, 0) for rule in RULES]
     for kind in KINDS:
         rules = ("mean", "clip + trimmed mean") if kind in REFUSED else tuple(RULES)
         trials += [_lied_to(rule, kind, count) for rule in rules for count in LIARS]
-    found = run_all(trials, seeds, JOBS)
+    found = run(trials)
     clean = of(found, _title("mean", None, 0))
     rows = []
     for trial in trials:
@@ -84,11 +86,11 @@ def bench_robust(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any
     return found, rows
 
 
-def bench_codec(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any]]]:
+def bench_codec(run: Runner) -> tuple[list[Record], list[dict[str, Any]]]:
     """Bytes that travel, accuracy at the end and speed of each codec."""
     choices = [*((up, "none") for up in CODECS), *DOWNLINKS]
     trials = [_coded(up, down) for up, down in choices]
-    found = run_all(trials, seeds, JOBS)
+    found = run(trials)
     plain, space = of(found, "none"), TASKS["fashion"].space
     dense = 4 * size_of(shapes_of(regions(space, space.largest()))) * CLIENTS
     rows = []
@@ -114,7 +116,7 @@ def bench_codec(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any]
     return found, rows
 
 
-def bench_heterogeneity(seeds: Sequence[int]) -> tuple[list[Record], list[dict[str, Any]]]:
+def bench_heterogeneity(run: Runner) -> tuple[list[Record], list[dict[str, Any]]]:
     """Label skew, a long tail and mixed bits: each method against plain averaging at equal cost.
 
     Of the devices: what the server spends on a proxy set of its own is in no row.
@@ -140,7 +142,7 @@ def bench_heterogeneity(seeds: Sequence[int]) -> tuple[list[Record], list[dict[s
         Trial(f"skew 0.1, proxy of {RESERVED}: {name}", sections, plain, skew, reserved=RESERVED)
         for name, sections in ON_PROXY.items()
     ]
-    found = run_all(trials, seeds, JOBS)
+    found = run(trials)
     rows = []
     for trial in trials:
         base = of(found, trial.name.split(":")[0] + ": plain")
@@ -210,9 +212,13 @@ TRIALS = MappingProxyType(
 )
 
 
-def command(name: str, seeds: int | None, results: Path) -> None:
-    """Run one of them, keep every run as JSON, print the table."""
-    found, rows = TRIALS[name](range(seeds or SEEDS))
+def command(name: str, seeds: int | None, jobs: int, results: Path) -> None:
+    """Run one of them, keep every run as JSON, print the table.
+
+    What has ended waits beside the results: the same command goes on where it was stopped.
+    """
+    kept = Kept(results / f"{name}.trials.jsonl", commit())
+    found, rows = TRIALS[name](lambda trials: run_all(trials, range(seeds or SEEDS), jobs, kept))
     content = {
         "benchmark": name,
         "machine": machine(),

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from .accuracy import ended_when_stopped
 from .accuracy_run import configuration, data_for, measured
 from .accuracy_tasks import TASKS
 from .federation import Federation, fleet_of, honest, rounds_for
+from .kept import Kept, Record
 from .liars import Liars
 
-Record = dict[str, Any]
 RATIO = RoundConfig().max_update_ratio
 """The product's own limit: an update further from what was sent is refused."""
 
@@ -126,19 +126,30 @@ def suspects(folder: Path) -> dict[str, int]:
     return found
 
 
-def run_all(trials: Sequence[Trial], seeds: Sequence[int], jobs: int) -> list[Record]:
-    """Every trial with every seed, `jobs` processes side by side, one thread each."""
+def run_all(trials: Sequence[Trial], seeds: Sequence[int], jobs: int, kept: Kept) -> list[Record]:
+    """Every trial with every seed, `jobs` processes side by side, one thread each.
+
+    Those that `kept` has are not run again; those that end are added to it.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     console, found = Console(stderr=True), list[Record]()
     context = multiprocessing.get_context("spawn")
     with ended_when_stopped(ProcessPoolExecutor(jobs, mp_context=context)) as pool:
-        waiting = [pool.submit(run_trial, trial, seed) for seed in seeds for trial in trials]
+        waiting: dict[Future[Record], Trial] = {}
+        for seed in seeds:
+            for trial in trials:
+                known = kept.find(trial, seed)
+                if known is None:
+                    waiting[pool.submit(run_trial, trial, seed)] = trial
+                else:
+                    found.append(known)
+        total = len(found) + len(waiting)
         for done in as_completed(waiting):
-            one = done.result()
+            one = kept.add(waiting[done], done.result())
             found.append(one)
             console.print(
                 f"{one['trial']}, seed {one['seed']}: {one['mean']:.4f}, "
-                f"{one['cpu_seconds']:.0f} CPU-s ({len(found)} of {len(waiting)})",
+                f"{one['cpu_seconds']:.0f} CPU-s ({len(found)} of {total})",
                 highlight=False,
             )
     return found

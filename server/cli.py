@@ -304,8 +304,10 @@ def bench(
         int | None, typer.Option(help="accuracy, search and fleets: how many.")
     ] = None,
     recipes: Annotated[str, typer.Option(help="accuracy: names, with commas between.")] = "",
-    jobs: Annotated[int, typer.Option(help="accuracy, search: processes side by side.")] = 2,
-    results: Annotated[Path, typer.Option(help="accuracy: folder of results.")] = Path(
+    jobs: Annotated[
+        int, typer.Option(help="accuracy, search, fleets: processes side by side.")
+    ] = 2,
+    results: Annotated[Path, typer.Option(help="Folder of the results of long ones.")] = Path(
         "benchmarks/results"
     ),
     pictures: Annotated[
@@ -318,7 +320,7 @@ def bench(
 
     # By name: benchmarks stand beside the layers, nothing may depend on them.
     if name in ("robust", "codec", "heterogeneity"):
-        import_module("fedofa.benchmarks.fleet_trials").command(name, seeds, results)
+        import_module("fedofa.benchmarks.fleet_trials").command(name, seeds, jobs, results)
         return
     if name in ("bits", "ladders"):
         module = {"bits": "bits", "ladders": "bits_ladders"}[name]

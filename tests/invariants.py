@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fedofa.protos.flower import Values
 from fedofa.protos.inference import open_model
 from fedofa.protos.manifest import FileKind
 from fedofa.protos.observing import observe_ranges
@@ -141,14 +142,27 @@ def random_subnet(space: Space, arch: Arch, seed: int) -> Subnet:
     return Subnet(plain(space.to_dict()), dict(arch), values)
 
 
+def lively_subnet(space: Space, arch: Arch, x: Values, seed: int) -> tuple[Subnet, Values]:
+    """The first random subnet of some whose outputs for `x` vary, and those outputs.
+
+    A network that ends in a ReLU may answer 0 to everything while its weights are random.
+    """
+    for drawn in range(seed, seed + 20_000, 1000):
+        subnet = random_subnet(space, arch, drawn)
+        with torch.no_grad():
+            outputs = module_of(subnet)(torch.from_numpy(x)).numpy()
+        if outputs.std() > 0.1 * np.abs(outputs).max():
+            return subnet, outputs
+    raise AssertionError(f"no random weights of {arch} give outputs that vary")
+
+
 def check_export(space: Space, arch: Arch, folder: Path, seed: int = 0) -> None:
     """Float files equal the network; int8 files load, and keep most of its outputs' variance."""
-    subnet = random_subnet(space, arch, seed)
+    x = np.random.default_rng(seed).normal(size=(32, *space.input_shape(arch))).astype(np.float32)
+    subnet, reference = lively_subnet(space, arch, x, seed)
     exported = export_floats(subnet, ("tflite", "onnx"), folder)
-    x = np.random.default_rng(seed).normal(size=(32, *exported.input_shape)).astype(np.float32)
+    assert exported.input_shape == x.shape[1:]
     ranges = {f: observe_ranges(c, FLOATS[f], x) for f, c in exported.observable.items()}
-    with torch.no_grad():
-        reference = module_of(subnet)(torch.from_numpy(x)).numpy()
     seen: set[FileKind] = set()
     for entry in quantize(folder, ranges):
         gap = open_model(folder / entry.name, entry).run(x) - reference

@@ -52,7 +52,10 @@ def test_a_federation_without_flower_trains_the_same_weights_as_one_with_it(tmp_
     assert len(last) == 3
 
 
-@pytest.mark.parametrize("name", ["fedofa", "heterofl", "fjord", "attentivenas", "deps"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fjord", "attentivenas", "deps")]
+
+
+@pytest.mark.parametrize("name", ["fedofa", "heterofl", *SLOW])
 def test_the_planned_rounds_cost_about_the_budget(name: str, tmp_path: Path) -> None:
     def made(rounds: int) -> Federation:
         config: RunConfig = small_config(

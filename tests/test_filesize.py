@@ -40,7 +40,10 @@ def check(space: Space, arch: Arch, folder: Path, seed: int = 0) -> None:
         assert predicted == pytest.approx(entry.size_bytes, rel=0.05), entry.kind
 
 
-@pytest.mark.parametrize("space", [DIGITS, SMALL], ids=["digits", "small"])
+@pytest.mark.parametrize(
+    "space",
+    [pytest.param(DIGITS, id="digits"), pytest.param(SMALL, id="small", marks=pytest.mark.slow)],
+)
 def test_the_predicted_size_is_within_5_percent_of_the_files(space: Space, tmp_path: Path) -> None:
     check(space, space.smallest(), tmp_path)
 

@@ -77,7 +77,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("size", "share")]
+
+
+@pytest.mark.parametrize("name", ["plain", "codec", *SLOW])
 def test_with_float64_sums_groups_give_the_bits_and_the_books_of_one_process(
     tmp_path: Path, name: str
 ) -> None:

@@ -147,7 +147,11 @@ SEQUENCE = {
 
 
 @pytest.mark.parametrize(
-    ("space", "layout", "shape"), [(TABLE, "NC", (5,)), (SEQUENCE, "NCT", (3, 16))]
+    ("space", "layout", "shape"),
+    [
+        (TABLE, "NC", (5,)),
+        pytest.param(SEQUENCE, "NCT", (3, 16), marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_no_image_is_published_with_its_layout(
     space: dict[str, Any], layout: str, shape: tuple[int, ...], tmp_path: Path
