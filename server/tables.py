@@ -4,26 +4,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 
 def show(value: Any) -> None:
-    """A list of records as a table, one record as lines; a list of phrases one a line."""
+    """A list of records as a table, one record as lines; a list of phrases one a line.
+
+    Records that do not fit side by side into the terminal's width come one below the other.
+    """
     console = Console()
     if isinstance(value, Mapping):
-        for key, item in _lines(value):
-            if isinstance(item, list) and any(" " in str(one) for one in item):
-                console.print(f"{key}:", highlight=False, markup=False)
-                for one in item:
-                    console.print(f"  - {_text(one)}", highlight=False, markup=False)
-                continue
-            console.print(f"{key}: {_text(item)}", highlight=False, markup=False)
+        _show_lines(console, value)
         return
     rows = [_flat(row) for row in value]
     if not rows:
         console.print("nothing there yet")
         return
-    console.print(table(rows))
+    found = table(rows)
+    if Measurement.get(console, console.options.update(max_width=10_000), found).maximum <= (
+        console.width
+    ):
+        console.print(found)
+        return
+    for place, row in enumerate(rows):
+        if place:
+            console.print()
+        _show_lines(console, row)
+
+
+def _show_lines(console: Console, record: Mapping[str, Any]) -> None:
+    for key, item in _lines(record):
+        if isinstance(item, list) and any(" " in str(one) for one in item):
+            console.print(f"{key}:", highlight=False, markup=False, soft_wrap=True)
+            for one in item:
+                console.print(f"  - {_text(one)}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        console.print(f"{key}: {_text(item)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
