@@ -79,6 +79,7 @@ PRESETS: Mapping[str, CodecConfig] = MappingProxyType(
             CodecConfig(name="exact"),
             CodecConfig(name="int8", levels="uniform", bits=8),
             CodecConfig(name="int4", levels="uniform", bits=4),
+            CodecConfig(name="lean", keep=0.4, whole_below=128, levels="clusters", bits=3),
             CodecConfig(name="fedzip", keep=0.2, levels="clusters", bits=2),
             CodecConfig(name="sparse", keep=0.02, whole_below=128, levels="clusters", bits=3),
             CodecConfig(name="sparsest", keep=0.01, levels="sign"),
