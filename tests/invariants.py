@@ -145,13 +145,14 @@ def random_subnet(space: Space, arch: Arch, seed: int) -> Subnet:
 def lively_subnet(space: Space, arch: Arch, x: Values, seed: int) -> tuple[Subnet, Values]:
     """The first random subnet of some whose outputs for `x` vary, and those outputs.
 
-    A network that ends in a ReLU may answer 0 to everything while its weights are random.
+    One that ends in a ReLU may answer 0 to everything, or nearly, while its weights are random: what
+    int8 does to so little says nothing.
     """
     for drawn in range(seed, seed + 20_000, 1000):
         subnet = random_subnet(space, arch, drawn)
         with torch.no_grad():
             outputs = module_of(subnet)(torch.from_numpy(x)).numpy()
-        if outputs.std() > 0.1 * np.abs(outputs).max():
+        if outputs.std() > 0.25 * np.abs(outputs).max():
             return subnet, outputs
     raise AssertionError(f"no random weights of {arch} give outputs that vary")
 
