@@ -14,8 +14,8 @@ from ..supernet.space import Space
 from .config import RunConfig
 from .events import read_events
 from .jobs import EVENTS
+from .model_folders import RESULTS
 from .operate import run_folder
-from .specialization import RESULTS
 from .tables import table
 
 TABLE_WIDTH = 110
