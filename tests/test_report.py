@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from fedofa.server.cli import app
-from fedofa.server.report import charts, command, content, held_out
+from fedofa.server.demo_report import write_page
+from fedofa.server.report import charts, command, content, costs, held_out
 from fedofa.server.report.columns import NOTHING, NUMBERS, TABLES
 from fedofa.server.report.page import render
 from fedofa.supernet.cost import cost
@@ -108,6 +109,12 @@ def test_costs_are_the_sums_of_what_the_event_log_says(
     assert sum(row["exchanges"] for row in report["evaluations"]) == len(measured)
     rows = json.loads((reported_run / "specialized.json").read_text())
     assert specialization["evaluations"] == sum(row["evaluations"] for row in rows)
+
+
+def test_rounds_after_the_specialization_are_no_part_of_its_cost(reported_run: Path) -> None:
+    facts = facts_of(reported_run)
+    earlier = replace(facts, job=facts.job.model_copy(update={"round": 1}))
+    assert [row["round"] for row in costs.of_rounds(earlier)] == [1]
 
 
 def test_what_measuring_cost_is_each_subnets_macs_on_each_example(
@@ -307,6 +314,15 @@ def test_held_out_measurements_are_taken_of_this_runs_models_only(
     paths[0].write_text("{")
     with pytest.raises(UsageError, match="no JSON"):
         held_out.read(paths[:1], facts)
+
+
+def test_the_demos_page_holds_what_its_devices_measured(reported_run: Path, tmp_path: Path) -> None:
+    measured = {one.device_class: {one.kind: one.model_dump()} for one in held_out_of(reported_run)}
+    write_page(tmp_path / "report.html", reported_run, measured)
+    page = Page((tmp_path / "report.html").read_text())
+    assert [row["class"]["text"] for row in page.tables["held_out"] if row] == ["big", "small"]
+    kept = sorted((tmp_path / "held-out").iterdir())
+    assert len(held_out.read(kept, facts_of(reported_run))) == 2
 
 
 def test_a_broken_link_ends_the_report_and_is_an_item_of_the_check(

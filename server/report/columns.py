@@ -30,6 +30,7 @@ FORMS: Mapping[str, Callable[[Any], str]] = MappingProxyType(
         "bounds": _bounds,
         "when": _when,
         "digest": str,
+        "flag": lambda value: "yes" if value else "no",
     }
 )
 """How a value is spelt, by the name of its form."""
@@ -213,7 +214,7 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                 _c("x", "cost", "count"), _c("unit", "unit"),
                 _c("accuracy", "accuracy", "percent"),
                 _c("standard_error", "± (standard error)", "percent"),
-                _c("on_front", "on the front"),
+                _c("on_front", "on the front", "flag"),
             ),
         ),
         "practices": Table(

@@ -21,7 +21,10 @@ SUMS = ("subnets", "devices", "runs", "examples", "macs", "seconds")
 
 
 def of_rounds(facts: Facts) -> list[dict[str, Any]]:
-    """A row for each time that a round was done; one that was done again after a kill has two."""
+    """A row for each time that a round was done, up to the one whose weights were specialized.
+
+    A round that was done again after a kill has two.
+    """
     names = (
         "round",
         "accepted",
@@ -34,7 +37,11 @@ def of_rounds(facts: Facts) -> list[dict[str, Any]]:
         "bytes_received",
         "seconds",
     )
-    return [{name: e.get(name) for name in names} for e in facts.trained if e["event"] == "round"]
+    return [
+        {name: event.get(name) for name in names}
+        for event in facts.trained
+        if event["event"] == "round" and event["round"] <= facts.job.round
+    ]
 
 
 def of_measuring(facts: Facts) -> list[dict[str, Any]]:

@@ -215,7 +215,10 @@ def _seeds(folder: Path, training: JobRecord | None) -> tuple[int, ...]:
     if training is None:
         return ()
     found = {int(training.config["seed"])}
-    for path in folder.parent.glob(f"*/{run_record.RECORD}"):
+    branch = folder.parent.name == BRANCHES
+    runs = folder.parent.parent.parent if branch else folder.parent
+    inside = f"{BRANCHES}/{folder.name}/" if branch else ""
+    for path in runs.glob(f"*/{inside}{run_record.RECORD}"):
         try:
             other = run_record.read(path.parent)
         except FedofaError:
