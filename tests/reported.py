@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedofa.server import run_record
+from fedofa.server.cli import app
 from fedofa.server.jobs import run_job
 from fedofa.server.ledger_keys import run_key
 from fedofa.server.model_folders import MODELS, RESULTS
@@ -16,7 +17,9 @@ from fedofa.server.report import facts
 from fedofa.server.report.facts import Facts
 from fedofa.server.report.held_out import HeldOut
 from fedofa.server.run_record import RunRecord
+from fedofa.supernet.errors import FedofaError
 from fleets import grid_of, small_config, small_fleet
+from typer.testing import CliRunner
 
 CONFIG: dict[str, Any] = {
     "search": {"samples": 8, "finalists": 1, "random_baseline": 3},
@@ -90,3 +93,11 @@ def held_out_of(folder: Path) -> list[HeldOut]:
 def facts_of(folder: Path) -> Facts:
     """What the report reads."""
     return facts.read(folder)
+
+
+def asked(*arguments: str) -> tuple[int, str]:
+    """Exit code and output, as the console entry has them."""
+    done = CliRunner().invoke(app, ["report", *arguments])
+    if isinstance(done.exception, FedofaError):
+        return done.exception.exit_code, str(done.exception)
+    return done.exit_code, done.stdout

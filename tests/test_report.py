@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedofa.server.cli import app
-from fedofa.server.report import command, content, costs, held_out
+from fedofa.server.report import command, content, costs
 from fedofa.server.report.page import render
 from fedofa.supernet.cost import cost
-from fedofa.supernet.errors import FedofaError, UsageError
-from reported import copied, events_of, facts_of, held_out_of, signed_again
-from typer.testing import CliRunner
+from fedofa.supernet.errors import UsageError
+from reported import asked, copied, events_of, facts_of, held_out_of, signed_again
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +78,6 @@ def test_devices_are_told_as_they_told_themselves(
     assert sum(row["share"] for row in report["devices"]) == pytest.approx(1)
 
 
-def asked(*arguments: str) -> tuple[int, str]:
-    """Exit code and output, as the console entry has them."""
-    done = CliRunner().invoke(app, ["report", *arguments])
-    if isinstance(done.exception, FedofaError):
-        return done.exception.exit_code, str(done.exception)
-    return done.exit_code, done.stdout
-
-
 def test_the_command_prints_tables_or_json_and_writes_the_page(
     reported_run: Path, tmp_path: Path
 ) -> None:
@@ -118,37 +108,6 @@ def test_check_says_each_item_and_fails_while_one_is_not_met(reported_run: Path)
     code, text = asked("--run", str(reported_run), "--check", "--json")
     assert code == 1
     assert {row["item"]: row["state"] for row in json.loads(text)}["random-baseline"] == "not met"
-
-
-def test_held_out_measurements_are_taken_of_this_runs_models_only(
-    reported_run: Path, tmp_path: Path
-) -> None:
-    paths = []
-    for place, one in enumerate(held_out_of(reported_run)):
-        paths.append(tmp_path / f"{place}.json")
-        paths[-1].write_text(one.model_dump_json())
-    options = [word for path in paths for word in ("--held-out", str(path))]
-    code, text = asked("--run", str(reported_run), "--json", *options)
-    found = json.loads(text)
-    assert code == 0
-    assert [(r["class"], r["accuracy"], r["median_ms"]) for r in found["held_out"]] == [
-        ("big", 0.875, 0.25), ("small", 0.875, 0.25),
-    ]  # fmt: skip
-    states = {row["item"]: row["state"] for row in found["practices"]}
-    assert states["test-part"] == "met"
-
-    facts, fields = facts_of(reported_run), json.loads(paths[0].read_text())
-    for change, said in (
-        ({"manifest_sha256": "e" * 64}, "which this run did not publish for 'big'"),
-        ({"accuracy": None}, "accuracy: Input should be a valid number"),
-        ({"kind": "onnx_int4"}, "kind: "),
-    ):
-        paths[0].write_text(json.dumps({**fields, **change}))
-        with pytest.raises(UsageError, match=said):
-            held_out.read(paths[:1], facts)
-    paths[0].write_text("{")
-    with pytest.raises(UsageError, match="no JSON"):
-        held_out.read(paths[:1], facts)
 
 
 def test_a_broken_link_ends_the_report_and_is_an_item_of_the_check(
