@@ -89,6 +89,7 @@ class Choice:
                     "macs": c.macs,
                     "accuracy": c.measured.accuracy,
                     "standard_error": c.measured.error,
+                    "examples": c.measured.examples,
                 }
                 for c in self.candidates
             ],
@@ -97,6 +98,10 @@ class Choice:
             "rank_report": self.rank.to_dict(),
             "method": self.method,
             "evaluations": self.found.evaluations,
+            "evaluated": [
+                {"arch": dict(e.arch), "accuracy": e.score, "standard_error": e.error}
+                for e in self.found.evaluated
+            ],
             "best_so_far": [one.score for one in self.found.best_so_far],
         }
 

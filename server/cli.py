@@ -233,6 +233,42 @@ def contributions(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Option(help="A run's folder: STATE/runs/NAME.")],
+    branch: Annotated[str | None, typer.Option(help="Of a run that has branches: one.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Judge best practices; exit code 1 if one is not met.")
+    ] = False,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="What fedofa-device run --labels --json printed."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a run came to: models, audit, calibration, devices, cost, and each file's lineage."""
+    from .report import command
+
+    found = command.report_of(run, branch, held_out or ())
+    if check:
+        if as_json:
+            _print(found["practices"], as_json)
+        else:
+            command.show_practices(found)
+        raise typer.Exit(1 if command.unmet(found) else 0)
+    command.require_whole(found)
+    if html is not None:
+        command.write_page(found, html)
+        typer.echo(f"wrote {html}", err=as_json)
+    if as_json:
+        _print(found, as_json)
+    elif html is None:
+        command.show(found)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(help="Split, initial weights, all draws.")] = 0,

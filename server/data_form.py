@@ -1,7 +1,7 @@
 """The form of examples that all of a run's data must have: shape, classes, normalization."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from ..protos.data import ClientData
 from ..protos.manifest import Normalization
@@ -23,6 +23,12 @@ class DataForm:
         """The form of what a device says it has, or of data."""
         shape = owned.train.x.shape[1:] if isinstance(owned, ClientData) else owned.input_shape
         return cls(tuple(shape), owned.classes, owned.normalization)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        normalization = self.normalization.model_dump(mode="json")
+        shape, classes = list(self.input_shape), list(self.classes)
+        return {"input_shape": shape, "classes": classes, "normalization": normalization}
 
     def check(self, owner: str, space: Space) -> None:
         """UsageError where the space cannot take the examples that `owner` has."""

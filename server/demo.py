@@ -23,7 +23,13 @@ from rich.console import Console
 from ..supernet.errors import RunError, UsageError
 from .children import Child, Children
 from .config import RunConfig, parse_config
-from .demo_report import build_report, print_report, require_all_published, write_plot
+from .demo_report import (
+    build_report,
+    print_report,
+    require_all_published,
+    write_page,
+    write_plot,
+)
 from .operate import follow_job, train_job
 from .progress import Event, View
 from .serve import ADDRESSES_FILE, Addresses, read_addresses
@@ -110,6 +116,7 @@ def run_demo(out: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
     report["peak_memory_mb"] = round(memory.peak_bytes / 2**20)
     (out / "report.json").write_text(json.dumps(report, indent=1))
     write_plot(out / "pareto.png", report)
+    write_page(out / "report.html", Path(job.folder), measured)
     if not quiet:
         print_report(report, out)
     return report

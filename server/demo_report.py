@@ -14,8 +14,9 @@ from ..supernet.space import Space
 from .config import RunConfig
 from .events import read_events
 from .jobs import EVENTS
+from .model_folders import RESULTS
 from .operate import run_folder
-from .specialization import RESULTS
+from .report import command
 from .tables import table
 
 TABLE_WIDTH = 110
@@ -87,6 +88,22 @@ def _device(row: dict[str, Any], measured: dict[str, Any], space: Space) -> dict
         },
         "manifest": row["manifest"],
     }
+
+
+def write_page(path: Path, folder: Path, measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """The page of `fedofa report`, with what the device processes measured on held-out examples.
+
+    Their words are kept beside it, in `held-out/`, for another report.
+    """
+    beside, files = path.parent / "held-out", []
+    beside.mkdir(exist_ok=True)
+    for name, kinds in measured.items():
+        for kind, found in kinds.items():
+            files.append(beside / f"{name}-{kind}.json")
+            files[-1].write_text(json.dumps(found))
+    report = command.report_of(folder, measured=files)
+    command.require_whole(report)
+    command.write_page(report, path)
 
 
 def print_report(report: dict[str, Any], out: Path) -> None:

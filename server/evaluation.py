@@ -34,7 +34,7 @@ from ..protos.subnets import Statistics, flat_statistics, grouped, pack
 from ..specialize.adjust import AS_TRAINED, Adjustment
 from ..supernet.axes import Weights, regions
 from ..supernet.batchnorm import Moments, merge
-from ..supernet.cost import Budget
+from ..supernet.cost import Budget, cost
 from ..supernet.space import Arch, Space, plain
 from ..supernet.weights import Flat, gather
 from . import figures
@@ -43,7 +43,7 @@ from .events import EventLog
 from .exchange import Exchange, Request
 from .figures import FileMeasured, Measured
 from .fleet import Fleet, Member
-from .survey import Survey, own_budget
+from .survey import Survey, Work, own_budget
 
 S = TypeVar("S")
 Sums = tuple[float, ...]
@@ -62,12 +62,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class FloatFile:
-    """An exported float file to observe; `input_shape` without the batch."""
+    """An exported float file to observe; `input_shape` without the batch, `macs` of one example."""
 
     kind: FileKind
     input_shape: tuple[int, ...]
     content: bytes
     budget: Budget
+    macs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,8 @@ class FederatedEvaluator:
             found = figures.read_moments(self._space, archs, used, body, values)
             return [figures.lighter_moments(part, weights[member.name]) for part in found]
 
-        for place, mine in self.survey.ask(plan, requests(), MomentsReply, read):
+        work = Work(self._macs([target.arch for target in targets]), _training)
+        for place, mine in self.survey.ask(plan, requests(), MomentsReply, read, work):
             found[place] = merge([found[place], mine]) if place in found else mine
         return found
 
@@ -211,7 +213,8 @@ class FederatedEvaluator:
             return of(body, len(plan[member.name]), stated, weights[member.name])
 
         found: dict[int, S] = {}
-        for place, mine in self.survey.ask(plan, requests(), EvaluateReply, read):
+        work = Work(self._macs([target.arch for target in targets]), _validation)
+        for place, mine in self.survey.ask(plan, requests(), EvaluateReply, read, work):
             found[place] = both(found[place], mine) if place in found else mine
         return found
 
@@ -247,8 +250,12 @@ class FederatedEvaluator:
         def read(member: Member, body: RangesReply, _values: Values | None) -> Sequence[S]:
             return of(body, len(plan[member.name]), min(most, member.profile.examples))
 
+        def seen(profile: DeviceProfile) -> int:
+            return min(most, profile.examples)
+
         found: dict[int, list[S]] = {}
-        for place, mine in self.survey.ask(plan, requests(), RangesReply, read):
+        work = Work({place: file.macs for place, file in enumerate(files)}, seen)
+        for place, mine in self.survey.ask(plan, requests(), RangesReply, read, work):
             found.setdefault(place, []).append(mine)
         return found
 
@@ -275,7 +282,11 @@ class FederatedEvaluator:
             return [[figures.lighter_file(part, weight) for part in parts] for parts in found]
 
         found: dict[int, list[FileMeasured]] = {}
-        for place, mine in self.survey.ask(plan, requests(), VerifyReply, read):
+        macs = self._macs([export.arch for export in exports])
+        # The subnet itself runs beside each of its files.
+        each = {place: macs[place] * (1 + len(e.files)) for place, e in enumerate(exports)}
+        work = Work(each, _validation)
+        for place, mine in self.survey.ask(plan, requests(), VerifyReply, read, work):
             before = found.get(place)
             found[place] = [a + b for a, b in zip(before, mine, strict=True)] if before else mine
         return found
@@ -299,6 +310,9 @@ class FederatedEvaluator:
         most = own_budget(self._fleet.members[name]).params
         groups = grouped(self._space, archs, most)
         return pack(self._space, self._weights, groups, statistics)
+
+    def _macs(self, archs: Sequence[Arch]) -> dict[int, int]:
+        return {place: cost(self._space, arch).macs for place, arch in enumerate(archs)}
 
     def _request(self, name: str, body: Body, values: Values) -> Request:
         return Request(self._fleet.members[name].node, body, values)

@@ -17,7 +17,7 @@ class EventLog:
         """`always` are fields of every event."""
         self._always = dict(always or {})
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self.path = path
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             with path.open("a") as file:  # a killed server's last line may be half
                 file.write("\n")
@@ -26,12 +26,12 @@ class EventLog:
         """Write one event; whole lines only, so that a reader never sees half of one."""
         told = _finite({"event": event, "time": time.time(), **self._always, **fields})
         line = json.dumps(told, allow_nan=False)
-        with self._path.open("a") as file:
+        with self.path.open("a") as file:
             file.write(line + "\n")
 
     def tagged(self, **always: object) -> "EventLog":
         """The same log, with these fields in every event."""
-        return EventLog(self._path, {**self._always, **always})
+        return EventLog(self.path, {**self._always, **always})
 
 
 def _finite(value: object) -> object:

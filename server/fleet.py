@@ -153,12 +153,17 @@ class Roll:
         )
         require_fit(self.space, limits.budget, limits.batch_size, f"device {profile.device}")
         member = Member(node, profile, limits, budget)
+        if not self._known:
+            self._log("data_form", **DataForm.of(profile).to_dict())
         self._known[profile.device] = member
         self._log(
             "device_joined",
             device=profile.device,
             device_class=profile.device_class,
             examples=profile.examples,
+            validation_examples=profile.validation_examples,
+            # Only with the owner's consent.
+            labels=None if profile.labels is None else list(profile.labels),
             budget=limits.budget.to_dict(),
         )
 

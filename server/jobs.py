@@ -13,7 +13,9 @@ from flwr.serverapp import Grid
 from ..protos import durable
 from ..supernet.errors import FedofaError, RunError, UsageError
 from ..supernet.space import Space
+from ..supernet.weights import digest
 from .accuracies import Accuracies
+from .branches.places import branch_folder
 from .branches.trained import Trained, chosen, trained
 from .branches.training import BranchedTraining
 from .checkpoint import CHECKPOINTS, CheckpointStore
@@ -23,6 +25,8 @@ from .exchange import Exchange
 from .fleet import Roll
 from .ledger import Ledger
 from .ledger_chain import LEDGER, noted_head
+from .model_folders import RESULTS
+from .recording import Scribe, published
 from .specialization import Specialization
 from .strategy import SupernetStrategy
 from .training import Training
@@ -166,8 +170,22 @@ def train(job: Job, config: RunConfig, roll: Roll, log: EventLog) -> None:
     if not (job.resume and training.resume()):
         training.begin()
     log("started", job="train", rounds=config.round.rounds, done=training.round)
+    scribe = Scribe("train", [log.path])
+    # Branches are known once the fleet is there; those of an earlier part of the run, already now.
+    for folder, part in _parts(job, training):
+        scribe.begins(folder, part.config, part.round, digest(part.weights))
     SupernetStrategy(training, roll, roll.exchange, log).start(roll.exchange.grid)
+    for folder, part in _parts(job, training):
+        scribe.ends(folder, part.config, part.round, digest(part.weights))
     log("finished", job="train", rounds=training.round, **training.told())
+
+
+def _parts(job: Job, training: Training | BranchedTraining) -> list[tuple[Path, Training]]:
+    """Each supernet of a run, and its folder."""
+    folder = Path(job.folder)
+    if isinstance(training, Training):
+        return [(folder, training)]
+    return [(branch_folder(folder, name), part) for name, part in training.parts.items()]
 
 
 def _supernets(
@@ -192,11 +210,17 @@ def evaluate(found: Trained, roll: Roll, log: EventLog) -> None:
 def specialize(job: Job, found: Trained, roll: Roll, log: EventLog) -> None:
     """Search, export, verify and publish each class's model from the newest checkpoint."""
     newest = found.checkpoint
+    if found.folder != Path(job.folder):
+        log = log.tagged(branch=found.channel)
     found.config.share.plan(roll.space).in_round(newest.round + 1).refuse_export()
     if job.registry is None:
         raise RunError("job specialize: no registry was given")
     log("started", job="specialize", classes=list(found.config.classes), round=newest.round)
     config, fleet = found.of_fleet(roll.gather(), log)
+    scribe, weights = Scribe("specialize", [log.path]), digest(newest.weights)
+    scribe.begins(found.folder, config, newest.round, weights)
     work = Specialization(config, roll.space, newest.weights, roll.exchange, fleet, log)
     results = work.run(found.folder, Path(job.registry), found.channel)
+    left = published(found.folder / RESULTS, results, job.registry, found.channel)
+    scribe.ends(found.folder, config, newest.round, weights, left)
     log("finished", job="specialize", published=[r.device_class for r in results])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ..protos import durable
 
+MODELS, RESULTS = "models", "specialized.json"
+"""A run's folder of them, and beside it what the newest specialization found."""
 # No class begins with a dot.
 DRAFT, FORMER = ".draft-", ".former-"
 

@@ -13,10 +13,10 @@ from .branches.places import branch_folder
 from .branches.trained import chosen
 from .config import RunConfig
 from .jobs import EVENTS, JOB_KEY, Job, prepare, refuse_busy
+from .model_folders import RESULTS
 from .progress import Event, Tail, following
 from .proxy import Proxy
 from .serve import REGISTRY, read_addresses
-from .specialization import RESULTS
 from .submit import stop_run, submit, wait
 
 RUNS = "runs"

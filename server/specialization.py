@@ -31,14 +31,12 @@ from .events import EventLog
 from .exchange import Exchange
 from .figures import FileMeasured
 from .fleet import Fleet
-from .model_folders import ModelFolders
+from .model_folders import MODELS, RESULTS, ModelFolders
 from .publication import Manifests, Verified
 from .registry import Registry
 from .specialized import Specialized, write_results
 
 Publish = Callable[[Manifest, Mapping[FileKind, Path]], Manifest]
-RESULTS = "specialized.json"
-MODELS = "models"
 STEPS = (
     "measuring sampled subnets",
     "searching",
@@ -181,7 +179,12 @@ class Specialization:
         files, owners = [], []
         for name, work in self._works.items():
             for form, content in work.observable.items():
-                files.append(FloatFile(FLOATS[form], work.input_shape, content, work.choice.budget))
+                choice = work.choice
+                files.append(
+                    FloatFile(
+                        FLOATS[form], work.input_shape, content, choice.budget, choice.best.macs
+                    )
+                )
                 owners.append((name, form))
         found, merged = self._observations(files)
         for place, (name, form) in enumerate(owners):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median_low
 from typing import TypeVar
 
@@ -17,6 +18,42 @@ V = TypeVar("V")
 Examples = Callable[[DeviceProfile], int]
 Plan = dict[str, list[int]]
 """Device name → which of the targets this device is asked about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What answering costs a device: `macs` of one example by target's place, and of how many."""
+
+    macs: Mapping[int, int]
+    examples: Examples
+
+
+@dataclass(slots=True)
+class _Spent:
+    """What the answers to one question cost, as far as they came; `subnets` by their places."""
+
+    subnets: set[int]
+    devices: int = 0
+    runs: int = 0
+    examples: int = 0
+    macs: int = 0
+
+    def add(self, places: Sequence[int], work: Work, profile: DeviceProfile) -> None:
+        examples = work.examples(profile)
+        self.subnets.update(places)
+        self.devices += 1
+        self.runs += len(places)
+        self.examples += len(places) * examples
+        self.macs += examples * sum(work.macs[place] for place in places)
+
+    def told(self) -> dict[str, int]:
+        return {
+            "subnets": len(self.subnets),
+            "devices": self.devices,
+            "runs": self.runs,
+            "examples": self.examples,
+            "macs": self.macs,
+        }
 
 
 def own_budget(member: Member) -> Budget:
@@ -86,12 +123,15 @@ class Survey:
         requests: Iterable[Request],
         kind: type[B],
         read: Callable[[Member, B, Values | None], Sequence[V]],
+        work: Work,
     ) -> Iterator[tuple[int, V]]:
         """(target's place, what was read of it), device by device in the order of the fleet.
 
         So sums are repeatable. An answer that does not come or cannot be read is logged, and the
-        others go on.
+        others go on. What the used ones cost is logged when all are in, as `measured`: subnets (or
+        files), devices, pairs of both that were run, examples and MACs over these runs, seconds.
         """
+        begin, spent = time.perf_counter(), _Spent(set())
         members = {self._fleet.members[name].node: self._fleet.members[name] for name in plan}
         answers = self._exchange.ask(requests, kind, self.deadline_s)
         for answer in in_order(answers, list(members)):
@@ -102,6 +142,9 @@ class Survey:
                 except MessageError as error:
                     reason = printable(str(error))
                 else:
+                    spent.add(plan[member.name], work, member.profile)
                     yield from zip(plan[member.name], found, strict=True)
                     continue
             self._log("no_answer", device=member.name, about=kind.action, reason=reason)
+        seconds = time.perf_counter() - begin
+        self._log("measured", about=kind.action, **spent.told(), seconds=seconds)

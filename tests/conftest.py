@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 # A shell's background job is started with Ctrl-C ignored, and what it starts inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -10,6 +11,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
+import pytest  # noqa: E402
 import torch  # noqa: E402 - it reads the variables above
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
@@ -27,3 +29,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("fedofa")
+
+
+@pytest.fixture(scope="session")
+def reported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one small run, trained and specialized; tests copy it before they change it."""
+    from reported import make
+
+    return make(tmp_path_factory.mktemp("reported"))

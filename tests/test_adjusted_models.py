@@ -150,7 +150,7 @@ def test_what_devices_send_adds_up_to_what_one_place_would_see(tmp_path: Path) -
 
     exported = export_floats(made, ("onnx",), tmp_path / "export")
     content = exported.observable["onnx"]
-    file = FloatFile("onnx_fp32", exported.input_shape, content, Budget())
+    file = FloatFile("onnx_fp32", exported.input_shape, content, Budget(), 0)
     parts = evaluator.histograms([file], 30, 64)[0]
     inputs = np.concatenate([c.normalized(c.train.x[:30]) for c in clients])
     pooled = observe_histograms(content, "onnx_fp32", inputs, 64)

@@ -28,9 +28,9 @@ from fedofa.server.fleet import Fleet
 from fedofa.server.publication import allowed
 from fedofa.server.survey import Survey
 from fedofa.supernet.batchnorm import Moments, collect
-from fedofa.supernet.cost import Budget
+from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.subnet import batch_norms, extract
-from fleets import Run, grid_of, small_config, small_fleet
+from fleets import SPEEDS, Run, grid_of, small_config, small_fleet
 from flwr.app import Context, Message
 from strategies import DIGITS, SMALL
 
@@ -83,6 +83,40 @@ def test_a_device_that_claims_more_examples_than_its_profile_is_not_counted(
     (told,) = run.events("no_answer")
     assert told["device"] == "dev-1"
     assert "profile" in told["reason"]
+
+
+def test_what_answers_cost_is_told_and_one_that_is_not_used_costs_nothing(tmp_path: Path) -> None:
+    run, evaluator, fleet = asked(tmp_path, counting("dev-1", 1000, "query.moments"))
+    archs = [run.training.space.smallest(), run.training.space.largest()]
+    statistics = evaluator.statistics([Target(arch, Budget()) for arch in archs])
+    evaluator.accuracy([Target(archs[0], BOUND)], {0: statistics[0]})
+    moments, accuracy = run.events("measured")
+    macs = [cost(run.training.space, arch).macs for arch in archs]
+    # Small devices are not asked about a subnet without a bound.
+    examples = fleet.members["dev-0"].profile.examples
+    told = [moments[name] for name in ("about", "subnets", "devices", "runs", "examples", "macs")]
+    assert told == ["query.moments", 2, 1, 2, 2 * examples, examples * sum(macs)]
+    examples = sum(member.profile.validation_examples for member in fleet.members.values())
+    told = [accuracy[name] for name in ("about", "subnets", "devices", "runs", "examples", "macs")]
+    assert told == ["evaluate", 1, 3, 3, examples, examples * macs[0]]
+    assert moments["seconds"] > 0
+
+
+def test_a_device_that_joins_tells_what_its_data_are(tmp_path: Path) -> None:
+    first, *others = small_fleet(tmp_path)
+    consent = tmp_path / "consent.toml"
+    consent.write_text(f"{SPEEDS}share_labels = true\n")
+    devices = [replace(first, profile=str(consent)), *others]
+    run = Run(tmp_path, small_config(), grid_of(devices))
+    fleet = run.roll.gather()
+    joined = {event["device"]: event for event in run.events("device_joined")}
+    for name, member in fleet.members.items():
+        assert joined[name]["validation_examples"] == member.profile.validation_examples
+        assert (joined[name]["labels"] is not None) == (name == "dev-0")
+    assert sum(joined["dev-0"]["labels"]) == joined["dev-0"]["examples"]
+    (form,) = run.events("data_form")
+    assert form["input_shape"] == [1, 8, 8]
+    assert form["classes"] == [str(digit) for digit in range(10)]
 
 
 def test_moments_that_no_numbers_have_are_refused() -> None:

@@ -1,0 +1,242 @@
+"""The report's tables: which values of a row are shown, under which heading, and how they are spelt."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+NOTHING = "–"
+
+
+def _when(value: float) -> str:
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _bounds(value: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {bound:,}" for key, bound in value.items()) or "none"
+
+
+FORMS: Mapping[str, Callable[[Any], str]] = MappingProxyType(
+    {
+        "text": str,
+        "count": lambda value: f"{value:,}",
+        "percent": lambda value: f"{100 * value:.1f} %",
+        "points": lambda value: f"{100 * value:+.1f}",
+        "signed": lambda value: f"{value:+.1f} %",
+        "number": lambda value: f"{value:.4g}",
+        "seconds": lambda value: f"{value:,.1f}",
+        "list": lambda value: ", ".join(map(str, value)),
+        "bounds": _bounds,
+        "when": _when,
+        "digest": str,
+        "flag": lambda value: "yes" if value else "no",
+    }
+)
+"""How a value is spelt, by the name of its form."""
+NUMBERS = ("count", "percent", "points", "signed", "number", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One value of a row. A `narrow` one is shown on terminals too."""
+
+    key: str
+    heading: str
+    form: str = "text"
+    narrow: bool = False
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The row's value as people read it."""
+        value = row[self.key]
+        return NOTHING if value is None else FORMS[self.form](value)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the report: its caption, what must be known to read it, its columns."""
+
+    caption: str
+    note: str
+    columns: tuple[Column, ...]
+
+
+def _c(key: str, heading: str, form: str = "text") -> Column:
+    return Column(key, heading, form)
+
+
+def _n(key: str, heading: str, form: str = "text") -> Column:
+    return Column(key, heading, form, narrow=True)
+
+
+TABLES: Mapping[str, Table] = MappingProxyType(
+    {
+        "run": Table(
+            "The run",
+            "Configuration and versions are in run.json, signed with the run's key.",
+            (
+                _n("name", "run"), _n("seed", "seed", "number"), _n("space", "space"),
+                _n("recipe", "recipe"), _n("round", "round", "count"),
+                _n("devices", "devices", "count"), _c("classes", "classes", "list"),
+                _n("method", "search"), _c("abandoned", "rounds given up", "count"),
+                _c("unrecorded", "rounds not in the ledger", "count"),
+                _c("began_unix_s", "began", "when"), _c("processor", "processor"),
+                _c("cores", "cores", "count"), _c("system", "system"), _c("python", "Python"),
+                _c("packages", "packages", "list"),
+                _c("supernet_sha256", "supernet (sha256)", "digest"),
+                _c("ledger_head", "ledger's head", "digest"),
+            ),
+        ),
+        "models": Table(
+            "Published models",
+            "Accuracy of each file in its runtime, and of its subnet in PyTorch, on the validation "
+            "examples of the class's devices: the search chose by these examples.",
+            (
+                _n("class", "class"), _n("kind", "file"), _n("version", "version", "count"),
+                _n("macs", "MACs", "count"), _n("params", "parameters", "count"),
+                _n("size_bytes", "bytes", "count"), _n("accuracy", "accuracy", "percent"),
+                _n("subnet_accuracy", "of the subnet", "percent"),
+                _c("examples", "examples", "count"), _c("budget", "budget", "bounds"),
+                _c("arch", "architecture"),
+            ),
+        ),
+        "audit": Table(
+            "Audit of the search",
+            "The search's first choice against random subnets within the same budget, measured in the "
+            "same exchange. Intervals are of 95 %. Searched is claimed only where the whole interval "
+            "of the improvement is above zero.",
+            (
+                _n("class", "class"), _n("claim", "claim"),
+                _n("improvement_percent", "over random", "signed"),
+                _n("improvement_low", "from", "signed"), _n("improvement_high", "to", "signed"),
+                _c("over_largest", "over the largest (points)", "points"),
+                _c("over_largest_low", "from", "points"), _c("over_largest_high", "to", "points"),
+                _c("beats_random", "random ones beaten", "percent"),
+                _c("beats_random_low", "from", "percent"), _c("beats_random_high", "to", "percent"),
+                _n("random", "random subnets", "count"), _c("searches", "searches", "count"),
+                _c("origin", "what was published"),
+            ),
+        ),
+        "held_out": Table(
+            "Held-out examples",
+            "Measured by devices on examples that nothing was trained on or chosen by.",
+            (
+                _n("class", "class"), _n("kind", "file"), _n("runtime", "runtime"),
+                _n("accuracy", "accuracy", "percent"), _n("examples", "examples", "count"),
+                _n("median_ms", "median ms", "number"), _c("p95_ms", "95th percentile ms", "number"),
+                _c("timed_runs", "timed runs", "count"),
+            ),
+        ),
+        "calibration": Table(
+            "Calibration",
+            "Expected calibration error with its standard error, and what a perfectly calibrated "
+            "network would show by chance on so many examples; mean negative log-likelihood in nats; "
+            "Brier score. pytorch is the float subnet.",
+            (
+                _n("class", "class"), _n("network", "network"), _n("ece", "ECE", "number"),
+                _n("ece_error", "± (standard error)", "number"),
+                _n("ece_by_chance", "by chance", "number"), _n("nll", "NLL", "number"),
+                _n("brier", "Brier", "number"), _c("examples", "examples", "count"),
+            ),
+        ),
+        "devices": Table(
+            "Devices",
+            "Data as each device told them (labels by its owner's consent only); what it gave, by the "
+            "ledger; and the model of its class.",
+            (
+                _n("device", "device"), _n("class", "class"),
+                _n("examples", "training examples", "count"),
+                _c("validation_examples", "validation examples", "count"),
+                _c("labels", "labels by class", "list"), _c("asked", "rounds asked", "count"),
+                _n("accepted", "good updates", "count"), _n("share", "share of weight", "percent"),
+                _c("strikes", "strikes", "count"), _n("version", "model's version", "count"),
+                _n("macs", "model's MACs", "count"),
+            ),
+        ),
+        "costs": Table(
+            "Cost",
+            "MACs are of the networks alone; seconds are the server's, with the waiting for devices.",
+            (
+                _n("what", "what"), _n("rounds", "rounds done", "count"),
+                _n("evaluations", "subnets evaluated", "count"), _n("macs", "MACs", "count"),
+                _n("seconds", "seconds", "seconds"), _n("bytes", "bytes sent and received", "count"),
+            ),
+        ),
+        "rounds": Table(
+            "Cost of each round",
+            "A round that was done again after a kill stands there twice.",
+            (
+                _c("round", "round", "count"), _c("accepted", "accepted", "count"),
+                _c("refused", "refused", "count"), _c("missing", "missing", "count"),
+                _c("loss", "loss", "number"), _c("coverage", "weights trained", "percent"),
+                _c("train_macs", "MACs", "count"), _c("seconds", "seconds", "seconds"),
+                _c("bytes_sent", "bytes sent", "count"),
+                _c("bytes_received", "bytes received", "count"),
+            ),
+        ),
+        "evaluations": Table(
+            "Cost of measuring, by step and fidelity",
+            "Runs are pairs of a subnet (or file) and a device; examples add up over them.",
+            (
+                _c("step", "step"), _c("fidelity", "fidelity"),
+                _c("exchanges", "exchanges", "count"), _c("subnets", "subnets", "count"),
+                _c("devices", "devices", "count"), _c("runs", "runs", "count"),
+                _c("examples", "examples", "count"), _c("macs", "MACs", "count"),
+                _c("seconds", "seconds", "seconds"),
+            ),
+        ),
+        "anytime": Table(
+            "The search, evaluation by evaluation",
+            "",
+            (
+                _c("class", "class"), _c("method", "method"),
+                _c("evaluation", "evaluation", "count"), _c("macs", "MACs", "count"),
+                _c("accuracy", "accuracy", "percent"), _c("best", "best so far", "percent"),
+            ),
+        ),
+        "predictor": Table(
+            "The accuracy predictor",
+            "Kendall's τ of held-out predictions, of MACs alone, and what measuring once more would "
+            "reach; the gain over MACs with its 90 % interval.",
+            (
+                _c("class", "class"), _c("verdict", "verdict"), _c("subnets", "subnets", "count"),
+                _c("tau", "τ", "number"), _c("tau_macs", "τ of MACs", "number"),
+                _c("ceiling", "ceiling", "number"), _c("gain_low", "gain from", "number"),
+                _c("gain_high", "to", "number"), _c("rmse", "error", "number"),
+                _c("rmse_of_mean", "of the mean", "number"),
+            ),
+        ),
+        "fronts": Table(
+            "Points of the Pareto fronts",
+            "",
+            (
+                _c("chart", "runtime"), _c("class", "class"), _c("what", "what"),
+                _c("x", "cost", "count"), _c("unit", "unit"),
+                _c("accuracy", "accuracy", "percent"),
+                _c("standard_error", "± (standard error)", "percent"),
+                _c("on_front", "on the front", "flag"),
+            ),
+        ),
+        "practices": Table(
+            "Best practices",
+            "What a run's files can show of them; see docs/report.md.",
+            (
+                _n("item", "item"), _n("state", "state"), _c("practice", "practice"),
+                _n("evidence", "evidence, or what is missing"), _n("advice", "what to do"),
+            ),
+        ),
+        "lineage": Table(
+            "Digests",
+            "sha256 of each file, its manifest, its architecture's canonical JSON, and the supernet's "
+            "weights.",
+            (
+                _c("class", "class"), _c("kind", "file"), _c("model", "model"),
+                _c("version", "version", "count"), _c("file_sha256", "file", "digest"),
+                _c("manifest_sha256", "manifest", "digest"),
+                _c("arch_sha256", "architecture", "digest"),
+                _c("supernet_sha256", "supernet", "digest"),
+            ),
+        ),
+    }
+)  # fmt: skip
+"""By the report's own names."""

@@ -1,0 +1,80 @@
+"""What devices measured on examples that nobody trained or searched on: `fedofa-device run --json`.
+
+A run itself has no test part: its accuracies are of validation examples, which the search chose by.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...protos.manifest import FileKind
+from ...supernet.errors import UsageError
+from ..ledger_entries import Sha256
+from .facts import Facts
+
+HOW = "fedofa-device run --device-class NAME --input FILE.npy --labels FILE.npy --json"
+
+
+class LatencyMs(BaseModel):
+    """Of single runs, milliseconds."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    median: float = Field(gt=0)
+    p95: float = Field(gt=0)
+    runs: int = Field(ge=1)
+
+
+class HeldOut(BaseModel):
+    """One file of a published model, measured by its device; accuracy 0 to 1 over `examples`."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    device_class: str
+    kind: FileKind
+    manifest_sha256: Sha256
+    examples: int = Field(ge=1)
+    accuracy: float = Field(ge=0, le=1)
+    latency_ms: LatencyMs
+    runtime: str
+
+    def to_row(self) -> dict[str, Any]:
+        """As the report has it."""
+        return {
+            "class": self.device_class,
+            "kind": self.kind,
+            "runtime": self.runtime,
+            "accuracy": self.accuracy,
+            "examples": self.examples,
+            "median_ms": self.latency_ms.median,
+            "p95_ms": self.latency_ms.p95,
+            "timed_runs": self.latency_ms.runs,
+        }
+
+
+def read(paths: Sequence[Path], facts: Facts) -> tuple[HeldOut, ...]:
+    """Measurements of the run's models; UsageError for what is none, or another model's."""
+    published = facts.job.published
+    known = {} if published is None else published.manifests
+    found = []
+    for path in paths:
+        try:
+            one = HeldOut.model_validate(json.loads(path.read_bytes()))
+        except OSError as error:
+            raise UsageError(f"--held-out {path}: {error.strerror}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise UsageError(f"--held-out {path}: {where}: {first['msg']}; made by {HOW}") from None
+        except ValueError as error:
+            raise UsageError(f"--held-out {path}: no JSON ({error}); made by {HOW}") from None
+        if known.get(one.device_class) != one.manifest_sha256:
+            raise UsageError(
+                f"--held-out {path}: it is of the model with manifest {one.manifest_sha256[:12]}…, "
+                f"which this run did not publish for {one.device_class!r}; pull and measure again"
+            )
+        found.append(one)
+    return tuple(found)

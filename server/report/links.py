@@ -1,0 +1,191 @@
+"""The links of a lineage, one check each: what does not hold is told in words."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...protos.manifest import Manifest
+from ...supernet.cost import cost
+from ...supernet.errors import ArtifactError, FedofaError
+from ...supernet.space import plain
+from ...supernet.weights import digest
+from ..checkpoint import CHECKPOINTS, CheckpointStore
+from ..ledger_chain import LEDGER
+from ..ledger_entries import LedgerError, Round
+from ..model_folders import MODELS, RESULTS
+from ..registry import Registry
+from ..run_record import RECORD, LogMark, Published
+from .facts import Book, Facts
+
+AGAIN = "restore it, or specialize again"
+
+
+def logs(facts: Facts) -> Iterator[str]:
+    """Event logs: whether they begin with what each job of the record left in them."""
+    for job in facts.record.jobs:
+        for name, mark in job.logs.items():
+            path = facts.folder / name
+            if _beginning(path, mark) != mark.sha256:
+                yield (
+                    f"event log {path}: its first {mark.size_bytes} bytes are not those that "
+                    f"{RECORD} noted when the {job.kind} job wrote them; restore it"
+                )
+
+
+def _beginning(path: Path, mark: LogMark) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.sha256(file.read(mark.size_bytes)).hexdigest()
+    except OSError as error:
+        return str(error)
+
+
+def results(facts: Facts, published: Published) -> Iterator[str]:
+    """The results of the newest specialization."""
+    path = facts.folder / RESULTS
+    if _sha256(path) != published.results_sha256:
+        yield f"results {path}: they are not those that {RECORD} noted; {AGAIN}"
+    said = {str(row["class"]): str(row["manifest_sha256"]) for row in facts.results}
+    if said != published.manifests:
+        yield f"results {path}: their classes or manifests are not {RECORD}'s; {AGAIN}"
+
+
+def supernet(facts: Facts) -> Iterator[str]:
+    """The checkpoint that was specialized, where it is still kept."""
+    store, number = CheckpointStore(facts.folder / CHECKPOINTS), facts.job.round
+    kept = store.rounds()
+    if number not in kept:
+        if not kept or kept[0] < number:
+            yield (
+                f"checkpoint {store.folder}/round-{number:06d}: it is not there, and no newer one "
+                "took its place; restore it, or train and specialize again"
+            )
+        return
+    try:
+        found = digest(store.read(number).weights)
+    except FedofaError as error:
+        yield f"{error}; restore it"
+        return
+    if found != facts.job.weights:
+        yield (
+            f"checkpoint {store.folder}/round-{number:06d}: its weights are {found}; "
+            f"{RECORD} says that {facts.job.weights} were specialized; {AGAIN}"
+        )
+
+
+def ledger(facts: Facts) -> Iterator[str]:
+    """The round that left the weights, and that the ledger still holds what was noted of it."""
+    book, job, path = facts.book, facts.job, facts.folder / LEDGER
+    if book is None:
+        if job.head is not None:
+            yield f"ledger {path}: it is not there; {RECORD} noted its head {job.head}; restore it"
+        return
+    try:
+        if job.head is not None:
+            book.chain.place(job.head)
+    except LedgerError as error:
+        yield f"{error}; {RECORD} noted that hash"
+    left = _left(book)
+    if book.unrecorded == 0 and left != job.weights:
+        yield (
+            f"ledger {path}: round {job.round} left the weights {left}; "
+            f"{RECORD} says that {job.weights} were specialized; {AGAIN}"
+        )
+
+
+def _left(book: Book) -> str:
+    """The weights after the last entry that is about them."""
+    known = [entry for entry in book.entries if entry.kind in ("started", "resumed", "round")]
+    last = known[-1]
+    return last.after if isinstance(last, Round) else str(getattr(last, "weights", ""))
+
+
+def manifest_of(path: Path, sha256: str) -> Manifest:
+    """A manifest with this sha256; ArtifactError for another one, or none."""
+    found = _sha256(path)
+    if found != sha256:
+        what = f"its sha256 is {found}" if path.exists() else "it is not there"
+        raise ArtifactError(f"manifest {path}: {what}; {RECORD} says {sha256}; {AGAIN}")
+    return Manifest.from_json(path.read_bytes())
+
+
+def subnet(facts: Facts, name: str, manifest: Manifest) -> Iterator[str]:
+    """Whether the manifest is about a subnet of the supernet that was specialized."""
+    where = f"manifest {facts.folder / MODELS / name}/manifest.json"
+    if manifest.supernet_sha256 != facts.job.weights:
+        yield (
+            f"{where}: it comes from the supernet {manifest.supernet_sha256}; "
+            f"{facts.job.weights} was specialized; {AGAIN}"
+        )
+    if manifest.space != plain(facts.space.to_dict()):
+        yield f"{where}: its search space is not that of the run; {AGAIN}"
+        return
+    row = next((row for row in facts.results if row["class"] == name), None)
+    if row is not None and row["arch"] != manifest.arch:
+        yield f"{where}: its architecture is not that of {RESULTS}; {AGAIN}"
+    if cost(facts.space, facts.space.arch(manifest.arch)).to_dict() != manifest.cost:
+        yield f"{where}: its architecture does not cost what it says; {AGAIN}"
+
+
+def files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """The files beside a manifest."""
+    for entry in manifest.files:
+        path = folder / entry.name
+        found = _sha256(path)
+        if found != entry.sha256:
+            what = f"its sha256 is {found}" if path.exists() else "it is not there"
+            yield f"file {path}: {what}; its manifest says {entry.sha256}; {AGAIN}"
+
+
+def in_registry(root: Path, manifest: Manifest, sha256: str, notes: list[str]) -> list[str]:
+    """Whether the registry, which devices pull from, holds the same."""
+    if not (root / "registry.db").exists():
+        note = f"registry {root}: it is not there; what devices pull was not compared"
+        notes += [] if note in notes else [note]
+        return []
+    broken = []
+    with Registry(root) as registry:
+        try:
+            held = registry.manifest(manifest.model, manifest.version).to_json()
+            if hashlib.sha256(held).hexdigest() != sha256:
+                broken.append(
+                    f"registry {root}: the manifest of {manifest.model}, version "
+                    f"{manifest.version}, is not {sha256}; {AGAIN}"
+                )
+            for entry in manifest.files:
+                path = registry.blob_path(entry.sha256)
+                if _sha256(path) != entry.sha256:
+                    broken.append(f"registry {root}: file {path} was changed; {AGAIN}")
+        except FedofaError as error:
+            broken.append(f"registry {root}: {error}; {AGAIN}")
+    return broken
+
+
+def strangers(facts: Facts) -> Iterator[str]:
+    """Models in the run folder that no specialization of the record published."""
+    known = {
+        (name, sha256)
+        for job in facts.record.jobs
+        if job.published is not None
+        for name, sha256 in job.published.manifests.items()
+    }
+    for path in sorted((facts.folder / MODELS).glob("[!.]*/manifest.json")):
+        if (path.parent.name, _sha256(path)) not in known and _is_new(facts, path):
+            yield (
+                f"manifest {path}: no specialization in {RECORD} published it: the last one did not "
+                "end, or it was put there by hand; specialize again"
+            )
+
+
+def _is_new(facts: Facts, path: Path) -> bool:
+    """Whether nothing else was said of this class already."""
+    published = facts.job.published
+    return published is None or path.parent.name not in published.manifests
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return str(error.strerror)

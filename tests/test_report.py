@@ -1,0 +1,215 @@
+"""`fedofa report`: what it says is what the run's files say; what is no run is refused."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fedofa.server.report import command, content, costs
+from fedofa.server.report.page import render
+from fedofa.supernet.cost import cost
+from fedofa.supernet.errors import UsageError
+from reported import asked, copied, events_of, facts_of, held_out_of, signed_again
+
+
+@pytest.fixture(scope="module")
+def report(reported_run: Path) -> content.Report:
+    facts = facts_of(reported_run)
+    return content.build(facts, held_out_of(reported_run))
+
+
+def test_costs_are_the_sums_of_what_the_event_log_says(
+    report: content.Report, reported_run: Path
+) -> None:
+    events = events_of(reported_run)
+    rounds = [event for event in events if event["event"] == "round"]
+    measured = [event for event in events if event["event"] == "measured"]
+    training, specialization = report["costs"]
+    assert training["macs"] == sum(event["train_macs"] for event in rounds)
+    assert training["seconds"] == pytest.approx(sum(event["seconds"] for event in rounds))
+    assert training["rounds"] == len(rounds) == 2
+    assert specialization["macs"] == sum(event["macs"] for event in measured)
+    assert sum(row["exchanges"] for row in report["evaluations"]) == len(measured)
+    rows = json.loads((reported_run / "specialized.json").read_text())
+    assert specialization["evaluations"] == sum(row["evaluations"] for row in rows)
+
+
+def test_rounds_after_the_specialization_are_no_part_of_its_cost(reported_run: Path) -> None:
+    facts = facts_of(reported_run)
+    earlier = replace(facts, job=facts.job.model_copy(update={"round": 1}))
+    assert [row["round"] for row in costs.of_rounds(earlier)] == [1]
+
+
+def test_what_measuring_cost_is_each_subnets_macs_on_each_example(
+    report: content.Report, reported_run: Path
+) -> None:
+    """Counted another way: by class, from its subnets and the examples that answered for them."""
+    facts = facts_of(reported_run)
+    rows = json.loads((reported_run / "specialized.json").read_text())
+    searched = final = examples = 0
+    for row in rows:
+        seen = row["candidates"][0]["examples"]
+        for one in row["evaluated"]:
+            searched += cost(facts.space, facts.space.arch(one["arch"])).macs * seen
+        final += sum(one["macs"] for one in row["candidates"]) * seen
+        examples += len(row["candidates"]) * seen
+    found = {
+        row["step"]: row for row in report["evaluations"] if row["fidelity"].startswith("subnets")
+    }
+    assert found["measuring finalists"]["macs"] == final
+    assert found["measuring finalists"]["examples"] == examples
+    begun = found["measuring sampled subnets"]["macs"] + found.get("searching", {"macs": 0})["macs"]
+    assert begun == searched
+
+
+def test_devices_are_told_as_they_told_themselves(
+    report: content.Report, reported_run: Path
+) -> None:
+    joined = {e["device"]: e for e in events_of(reported_run) if e["event"] == "device_joined"}
+    assert [row["device"] for row in report["devices"]] == ["dev-0", "dev-1"]
+    for row in report["devices"]:
+        card = joined[row["device"]]
+        assert (row["examples"], row["labels"]) == (card["examples"], None)
+        assert row["validation_examples"] == card["validation_examples"] > 0
+        assert row["accepted"] == row["asked"] == 2
+    assert sum(row["share"] for row in report["devices"]) == pytest.approx(1)
+
+
+def test_the_command_prints_tables_or_json_and_writes_the_page(
+    reported_run: Path, tmp_path: Path
+) -> None:
+    code, text = asked("--run", str(reported_run))
+    assert code == 0
+    for caption in ("Published models", "Audit of the search", "Calibration", "Devices", "Cost"):
+        assert caption in text
+    assert "4 files lead back to rounds and devices, every link checked" in text
+    code, text = asked("--run", str(reported_run), "--json")
+    found = json.loads(text)
+    assert code == 0
+    assert found == json.loads(json.dumps(content.build(facts_of(reported_run))))
+    page = tmp_path / "report.html"
+    code, text = asked("--run", str(reported_run), "--html", str(page))
+    assert (code, text) == (0, f"wrote {page}\n")
+    assert page.read_text() == render(found)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    code, text = asked("--run", str(reported_run), "--html", str(tmp_path / "no/report.html"))
+    assert (code, "--html" in text) == (2, True)
+
+
+def test_check_says_each_item_and_fails_while_one_is_not_met(reported_run: Path) -> None:
+    code, text = asked("--run", str(reported_run), "--check")
+    assert code == 1
+    assert "not met  test-part" in text
+    assert "-> measure each class's model" in text
+    assert "met  lineage" in text
+    code, text = asked("--run", str(reported_run), "--check", "--json")
+    assert code == 1
+    assert {row["item"]: row["state"] for row in json.loads(text)}["random-baseline"] == "not met"
+
+
+def test_a_broken_link_ends_the_report_and_is_an_item_of_the_check(
+    reported_run: Path, tmp_path: Path
+) -> None:
+    folder = copied(reported_run, tmp_path / "copy")
+    (folder / "models/big/model.int8.onnx").write_bytes(b"x")
+    page = tmp_path / "report.html"
+    code, text = asked("--run", str(folder), "--html", str(page))
+    assert code == 1
+    assert "1 broken links" in text
+    assert "models/big/model.int8.onnx: its sha256 is" in text
+    assert "restore it, or specialize again" in text
+    assert not page.exists()
+    code, text = asked("--run", str(folder), "--check")
+    assert (code, "not met  lineage" in text) == (1, True)
+
+
+def test_what_is_no_specialized_run_is_refused_with_what_to_do(
+    reported_run: Path, tmp_path: Path
+) -> None:
+    code, text = asked("--run", str(tmp_path / "nowhere"))
+    assert (code, "no such folder; a run lies in STATE/runs/NAME" in text) == (2, True)
+    code, text = asked("--run", str(tmp_path))
+    assert (code, "holds no run" in text) == (2, True)
+    code, text = asked("--run", str(reported_run), "--branch", "one")
+    assert (code, "the run has no branches" in text) == (2, True)
+
+    folder = copied(reported_run, tmp_path / "copy")
+    results = folder / "specialized.json"
+    results.write_text(results.read_text()[:-50])
+    code, text = asked("--run", str(folder))
+    assert (code, f"results {results} are damaged" in text) == (1, True)
+    (folder / "run.json").write_text("{")
+    code, text = asked("--run", str(folder))
+    assert (code, "run.json: not a whole record" in text) == (1, True)
+    (folder / "run.json").unlink()
+    code, text = asked("--run", str(folder))
+    assert (code, "run.json: no such file; a run begins it" in text) == (2, True)
+
+
+def test_a_run_that_is_only_trained_says_so(reported_run: Path, tmp_path: Path) -> None:
+    folder = copied(reported_run, tmp_path)
+
+    def only_trained(record: dict[str, Any]) -> None:
+        record["jobs"] = record["jobs"][:1]
+
+    def killed(record: dict[str, Any]) -> None:
+        record["jobs"][-1].update(seconds=None, published=None)
+
+    signed_again(folder, killed)
+    with pytest.raises(UsageError, match="its specialization was not ended"):
+        command.report_of(folder)
+    signed_again(folder, only_trained)
+    with pytest.raises(UsageError, match="2 rounds are trained, and it is not specialized yet"):
+        command.report_of(folder)
+
+
+def test_seeds_are_those_of_the_same_configuration_beside_it(
+    reported_run: Path, tmp_path: Path
+) -> None:
+    folder = copied(reported_run, tmp_path)
+
+    def beside(name: str, **changes: Any) -> None:
+        other = folder.parent / name
+        shutil.copytree(folder, other)
+
+        def changed(record: dict[str, Any]) -> None:
+            for job in record["jobs"]:
+                job["config"].update({"name": name, **changes})
+
+        signed_again(other, changed)
+
+    beside("again", seed=7)
+    beside("other-space", seed=8, recipe={**facts_of(folder).job.config["recipe"], "lr": 0.9})
+    assert facts_of(folder).seeds == (0, 7)
+
+
+def test_a_branch_is_reported_by_its_own_rounds(reported_run: Path, tmp_path: Path) -> None:
+    """Its record lies in its folder; the event log is the run's, and tells of other branches too."""
+    run = copied(reported_run, tmp_path)
+    log, branch = run / "events.jsonl", run / "branches/one"
+    rounds = [event for event in events_of(run) if event["event"] == "round"]
+    with log.open("a") as file:
+        file.write(json.dumps({"event": "started", "job": "train"}) + "\n")
+        file.write(json.dumps({**rounds[0], "branch": "two", "train_macs": 10**15}) + "\n")
+    branch.mkdir(parents=True)
+    for path in list(run.iterdir()):
+        if path.name not in ("events.jsonl", "branches"):
+            path.rename(branch / path.name)
+
+    def where(record: dict[str, Any]) -> None:
+        data = log.read_bytes()
+        mark = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for job in record["jobs"]:
+            job["logs"] = {"../../events.jsonl": mark}
+
+    signed_again(branch, where)
+    found = command.report_of(run, "one")
+    assert found["broken"] == []
+    assert found["rounds"] == [{key: event[key] for key in found["rounds"][0]} for event in rounds]
+    with pytest.raises(UsageError, match="several supernets; its branches are one"):
+        command.report_of(run)
+    with pytest.raises(UsageError, match="--branch 'three'; its branches are one"):
+        command.report_of(run, "three")
