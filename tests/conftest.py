@@ -1,5 +1,6 @@
 """Settings of every test process: one thread, Flower silent, and hypothesis without deadlines."""
 
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -36,4 +37,12 @@ def reported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one small run, trained and specialized; tests copy it before they change it."""
     from reported import make
 
-    return make(tmp_path_factory.mktemp("reported"))
+    base = tmp_path_factory.getbasetemp()
+    # Test processes that run side by side share it: whoever comes first makes it.
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    done = root / "reported.txt"
+    with (root / "reported.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            done.write_text(str(make(root / "reported")))
+    return Path(done.read_text())

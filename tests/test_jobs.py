@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fedofa.server.checkpoint import CHECKPOINTS, CheckpointStore
 from fedofa.server.events import read_events
-from fedofa.server.jobs import EVENTS, claimed, read_job, run_job
+from fedofa.server.jobs import EVENTS, Job, claimed, read_job, run_job
 from fedofa.server.ledger_chain import LEDGER, checked
 from fedofa.server.ledger_keys import PUBLIC, PublicKey
 from fedofa.server.operate import _reason, results, run_folder, specialize_job, train_job
@@ -42,23 +42,14 @@ def test_a_second_job_in_a_folder_is_refused_before_anything_is_submitted(tmp_pa
 
 
 def test_one_job_may_train_and_specialize_and_each_part_says_that_it_finished(
-    tmp_path: Path,
+    reported_run: Path,
 ) -> None:
-    config = small_config(
-        round={"rounds": 1},
-        recipe={"steps": 4},
-        classes={"big": {}},
-        search={"samples": 8, "population": 4, "generations": 1, "finalists": 1,
-                "random_baseline": 1},
-        export={"formats": ["onnx"], "max_accuracy_drop": 1.0},
-    )  # fmt: skip
-    job = train_job(tmp_path, config, resume=False, then_specialize=True)
-    run_job(job, grid_of(small_fleet(tmp_path, ("big", "big"))))
-    events = [event for event, _ in read_events(Path(job.folder) / EVENTS)]
+    events = [event for event, _ in read_events(reported_run / EVENTS)]
     ends = [event for event in events if event["event"] == "finished"]
     assert [event["job"] for event in ends] == ["train", "specialize"]
-    assert ends[1]["published"] == ["big"]
-    assert [row["class"] for row in results(job)] == ["big"]
+    assert ends[1]["published"] == ["big", "small"]
+    job = Job("train", str(reported_run), {}, registry="anywhere")
+    assert [row["class"] for row in results(job)] == ["big", "small"]
     asked = [event for event in events if event["event"] == "device_joined"]
     assert len(asked) == 2  # once, not once for each part
 
