@@ -9,7 +9,8 @@ from ..specialize.fork_server import ForkServer
 from ..supernet.axes import Weights
 from ..supernet.errors import RunError
 from ..supernet.space import Space
-from . import production
+from ..supernet.weights import digest
+from . import measured_subnets, production
 from .chosen import Chosen
 from .class_budgets import usable_classes
 from .class_choice import Choice
@@ -63,6 +64,7 @@ class Specialization:
         try:
             with ForkServer(preload) as converters:
                 choices = self._search(work)
+                measured_subnets.add(folder, digest(self._evaluator.weights), choices.values())
                 work.begin(self._chosen(choice) for choice in choices.values())
                 work.files(converters, self._tell)
             work.verify(self._tell)
