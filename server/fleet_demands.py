@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..protos.probes import KindMeasured, ProbeSet, absurd, read_measurements
@@ -42,10 +43,7 @@ class Runtime:
     measured: tuple[float, int] | None = None
 
     def terms(self, device: DeviceFields) -> Terms:
-        """What estimates each bound on this device; what cannot be estimated is left out.
-
-        Unusable where its speed is none that a processor has.
-        """
+        """What estimates each bound on this device, where something does. Unusable: absurd speed."""
         kind = self.fields.kind
         found: Terms = {name: (name, 1.0) for name in EXACT}
         found["file_bytes"] = (f"file_bytes:{kind}", 1.0)
@@ -239,6 +237,7 @@ def _fastest(measured: KindMeasured, probes: ProbeSet) -> float:
     return max(macs[name] / seconds for name, seconds in measured.seconds.items())
 
 
+@lru_cache(maxsize=4)
 def _operators(space: Space) -> tuple[str, ...]:
     return tuple(sorted({*OPERATORS, *operators(space)}))
 

@@ -49,15 +49,25 @@ def read_assignment(folder: Path, fleet: str) -> dict[str, Any]:
 
 def as_lines(report: Mapping[str, Any]) -> list[Any]:
     """A report for a terminal: the summary, a table of artifacts, the first that are not served."""
-    artifacts = [
-        {key: value for key, value in row.items() if key not in ("arch", "manifest")}
-        for row in report["artifacts"]
-    ]
+    artifacts = [_narrow(row) for row in report["artifacts"]]
     rejected: Sequence[Mapping[str, str]] = report["not_served"]
     told = [f"{one['device']}: {one['field']}: {one['reason']}" for one in rejected[:SHOWN]]
     if len(rejected) > SHOWN:
         told.append(f"and {len(rejected) - SHOWN} more; --json, or the file, has them all")
     return [report["summary"], artifacts, *([{"not served": told}] if told else [])]
+
+
+def _narrow(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An artifact's row that fits a terminal, its class in full: devices pull by it."""
+    measured = {"measured": row["validation_file"]} if "validation_file" in row else {}
+    return {
+        "device_class": row["device_class"],
+        "macs": row["macs"],
+        "bytes": row.get("size_bytes", row["predicted_bytes"]),
+        "predicted": row["predicted_accuracy"],
+        **measured,
+        "devices": row["devices"],
+    }
 
 
 def _assignment(done: Delivered, path: Path) -> dict[str, Any]:

@@ -289,8 +289,19 @@ def test_the_models_of_a_gateway_keep_its_budget_together(
             assert max(spent, default=0.0) <= memory
         else:
             assert math.fsum(spent) <= limits[name] * (1 + 1e-9)
-    for share, demand in zip(shares, demands, strict=True):
-        assert set(demand.bounds) <= set(share.bounds)
+    added = [set(share.bounds) - set(d.bounds) for share, d in zip(shares, demands, strict=True)]
+    assert all(set(d.bounds) <= set(share.bounds) for share, d in zip(shares, demands, strict=True))
+    # Whatever they are given later, they cannot exceed it: their shares do not.
+    for name in ("file_bytes", "energy_mj"):
+        parts = [bound.limit for mine in added for bound in mine if bound.column == shared[name][0]]
+        assert math.fsum(parts) <= limits[name] * (1 + 1e-9)
+
+
+def test_what_a_gateway_has_left_over_is_divided_equally() -> None:
+    table = table_of(ALL[:1], np.array([0.5]), {"macs": np.array([3.0])})
+    hosted = [Hosted(Demand(n, "onnx_fp32", ()), {"macs": ("macs", 1.0)}) for n in "ab"]
+    shares = divided("hub", {"macs": 10.0}, hosted, [table] * 2)
+    assert [share.most["macs"] for share in shares] == pytest.approx([5.0, 5.0])
 
 
 def test_a_gateway_gives_more_to_the_model_that_gains_more() -> None:

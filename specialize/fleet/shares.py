@@ -6,6 +6,9 @@ greedily: each model begins with the candidate that spends least, summed over th
 and then the step up that brings the most weighted accuracy for what it spends more is taken, again and
 again until none fits. What is left over is divided equally. From then on each model is a device with
 bounds of its own, whose sum is the gateway's.
+
+The smallest subnet spends least of everything that the cost model counts. Where a predicted latency says
+otherwise, so that no candidate is least in every bound, a gateway that would just fit may be refused.
 """
 
 from collections.abc import Mapping, Sequence
