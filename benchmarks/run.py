@@ -11,6 +11,7 @@ from fedofa.supernet.errors import UsageError
 from rich.console import Console
 
 from .aggregate import bench_aggregate
+from .fleet_plan import bench_fleet
 from .groups import bench_groups
 from .merging import bench_memory, bench_merge
 from .subnets import bench_static, bench_views
@@ -28,6 +29,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[dict[str, Any]]]] = MappingProxyType(
         "memory": bench_memory,
         "aggregate": bench_aggregate,
         "groups": bench_groups,
+        "fleet": bench_fleet,
     }
 )
 

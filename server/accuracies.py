@@ -15,6 +15,8 @@ from ..protos import durable
 from ..protos.messages import Personal
 from ..supernet.errors import RunError
 from ..supernet.space import Space
+from ..supernet.weights import digest
+from . import measured_subnets
 from .checkpoint import Checkpoint
 from .class_budgets import ClassBudget, usable_classes
 from .class_choice import Choice
@@ -64,6 +66,9 @@ class Accuracies:
         if not choices:
             name, reason = next(iter(self._failed.items()))
             raise RunError(f"no class could be measured; {name}: {reason}")
+        if not self._local:  # a device's own model says little of the shared weights
+            weights = digest(self._evaluator.weights)
+            measured_subnets.add(folder, weights, choices.values())
         found = (
             self._globally(choices) if self._local else list(map(_only_global, choices.values()))
         )

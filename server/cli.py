@@ -111,11 +111,32 @@ def specialize(
     config: Config = DEFAULT_CONFIG,
     state: State = DEFAULT_STATE,
     branch: Branch = None,
+    fleet: Annotated[
+        Path | None, typer.Option(help="Devices with budgets of their own (JSON; docs/fleet.md).")
+    ] = None,
+    artifacts: Annotated[
+        int, typer.Option(min=1, max=4096, help="--fleet: share at most so many artifacts.")
+    ] = 64,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="--fleet: say who gets what, export nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Search, export, verify and publish the best model for each device class."""
+    """Search, export, verify and publish the best model for each device class, or for a fleet."""
     from .operate import follow_job, results, specialize_job
 
+    if fleet is not None:
+        from .fleet_command import FleetOptions, specialize_fleet
+        from .fleet_report import as_lines
+
+        options = FleetOptions(fleet, artifacts, plan_only, branch)
+        loaded = _config(config, None)
+        report = _shown(lambda show: specialize_fleet(state, loaded, options, show), as_json)
+        for part in [report] if as_json else as_lines(report):
+            _print(part, as_json)
+        return
+    if plan_only:
+        raise UsageError("--plan-only goes with --fleet FILE; docs/fleet.md says what it holds")
     job = specialize_job(state, _config(config, None), branch)
     _shown(lambda show: follow_job(state, job, show), as_json)
     _print(results(job), as_json)

@@ -113,6 +113,11 @@ class FederatedEvaluator:
         self.survey.max_examples_ratio = config.round.max_examples_ratio
 
     @property
+    def space(self) -> Space:
+        """The search space of the subnets."""
+        return self._space
+
+    @property
     def weights(self) -> Weights:
         """The shared weights that are asked about."""
         return self._weights

@@ -20,9 +20,13 @@ from .branches.trained import Trained, chosen, trained
 from .branches.training import BranchedTraining
 from .checkpoint import CHECKPOINTS, CheckpointStore
 from .config import RunConfig, parse_config
+from .evaluation import FederatedEvaluator
 from .events import EventLog
 from .exchange import Exchange
 from .fleet import Roll
+from .fleet_delivery import Delivery
+from .fleet_plan import read_plan
+from .fleet_report import write_assignment
 from .ledger import Ledger
 from .ledger_chain import LEDGER, noted_head
 from .model_folders import RESULTS
@@ -40,7 +44,8 @@ class Job:
     """Train a supernet, or evaluate or specialize a trained one; everything is in one run folder.
 
     A `train` job with `evaluate` evaluates too when training is done, one with a registry specializes.
-    Of a run with branches, evaluating and specializing are about `branch`, or all in turn.
+    Of a run with branches, evaluating and specializing are about `branch`, or all in turn. `fleet` is
+    the plan of a fleet, for which then is specialized, and not for the classes.
     """
 
     kind: Literal["train", "evaluate", "specialize"]
@@ -51,6 +56,7 @@ class Job:
     events: str = EVENTS
     evaluate: bool = False
     branch: str | None = None
+    fleet: str | None = None
 
     def write(self) -> Path:
         """Put the job into its folder, in a file of its own, which the ServerApp reads."""
@@ -215,6 +221,9 @@ def specialize(job: Job, found: Trained, roll: Roll, log: EventLog) -> None:
     found.config.share.plan(roll.space).in_round(newest.round + 1).refuse_export()
     if job.registry is None:
         raise RunError("job specialize: no registry was given")
+    if job.fleet is not None:
+        deliver(job.fleet, Path(job.registry), found, roll, log)
+        return
     log("started", job="specialize", classes=list(found.config.classes), round=newest.round)
     config, fleet = found.of_fleet(roll.gather(), log)
     scribe, weights = Scribe("specialize", [log.path]), digest(newest.weights)
@@ -224,3 +233,19 @@ def specialize(job: Job, found: Trained, roll: Roll, log: EventLog) -> None:
     left = published(found.folder / RESULTS, results, job.registry, found.channel)
     scribe.ends(found.folder, config, newest.round, weights, left)
     log("finished", job="specialize", published=[r.device_class for r in results])
+
+
+def deliver(plan: str, registry: Path, found: Trained, roll: Roll, log: EventLog) -> None:
+    """Make and publish the artifacts of a fleet's plan, and say which device gets which."""
+    planned = read_plan(Path(plan), roll.space)
+    count = len(planned.plan.artifacts)
+    log("started", job="specialize", fleet=planned.fleet, artifacts=count)
+    config, fleet = found.of_fleet(roll.gather(), log)
+    weights = found.checkpoint.weights
+    evaluator = FederatedEvaluator(roll.exchange, fleet, roll.space, weights, log)
+    evaluator.configure(config)
+    work = Delivery(config, evaluator, fleet, log)
+    done = work.run(found.folder, registry, planned, found.channel)
+    path = write_assignment(found.folder, done)
+    published = [made.name for made, _ in done.made.values()]
+    log("finished", job="specialize", published=published, assignment=str(path))

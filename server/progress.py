@@ -169,6 +169,9 @@ class View:
     def _on_step(self, event: Event) -> None:
         self.step(event.get("job", "specialize"), event["done"], event["total"], event["what"])
 
+    def _on_converted(self, event: Event) -> None:
+        self.step(event["what"], event["done"], event["total"], event["device_class"])
+
     def _on_published(self, event: Event) -> None:
         self.line(
             f"  {event['device_class']}: {event['model']} version {event['version']} published"

@@ -9,16 +9,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..protos.inference import Floats, Ranges
+from ..protos.inference import Floats
 from ..protos.manifest import FileEntry, FileKind, Golden, Manifest
 from ..protos.messages import DeviceProfile
-from ..specialize.export import FLOATS, Subnet, module_of
+from ..specialize.export import Subnet, module_of
 from ..specialize.verify import outputs_in_fresh_process
 from ..supernet.cost import Budget, cost
 from ..supernet.errors import ExportError
 from ..supernet.randomness import array_stream
 from ..supernet.space import Space, plain
-from .class_choice import Choice
+from .chosen import Chosen
 from .config import ExportConfig, RunConfig
 from .figures import FileMeasured
 
@@ -34,12 +34,12 @@ LAYOUTS: Mapping[int, Layout] = {1: "NC", 2: "NCT", 3: "NCHW"}
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A class's files in a folder, what was observed and what the devices measured with them."""
+    """A subnet's files in a folder, the range of inputs that devices saw, what they measured."""
 
-    choice: Choice
+    chosen: Chosen
     subnet: Subnet
     folder: Path
-    ranges: Mapping[str, Ranges]
+    input_range: tuple[float, float]
     entries: Sequence[FileEntry]
     figures: Figures
 
@@ -55,11 +55,11 @@ class Manifests:
 
     def draft(self, work: Verified) -> Manifest:
         """The manifest, its version still to be given; ExportError for files beyond a limit."""
-        check_sizes(work.entries, work.choice.budget)
+        check_sizes(work.entries, work.chosen.budget)
         check_figures(work.figures, self._config.export)
-        name, arch = work.choice.device_class, work.choice.best.arch
+        name, arch = work.chosen.name, work.chosen.arch
         metrics = {f"validation_accuracy.{k}": f.file.accuracy for k, f in work.figures.items()}
-        metrics["validation_accuracy.pytorch"] = work.choice.best.measured.accuracy
+        metrics["validation_accuracy.pytorch"] = work.chosen.measured.accuracy
         return Manifest(
             model=f"{self._config.name}.{name}",
             version=1,
@@ -71,7 +71,7 @@ class Manifests:
             arch=dict(arch),
             supernet_sha256=self._supernet,
             cost=cost(self._space, arch).to_dict(),
-            budget=dict(work.choice.budget.to_dict()),
+            budget=dict(work.chosen.budget.to_dict()),
             metrics=metrics,
             golden=self._golden(work),
             files=tuple(work.entries),
@@ -79,9 +79,9 @@ class Manifests:
 
     def _golden(self, work: Verified) -> Golden:
         """A drawn input in the range that the devices saw (no device's example), and its output."""
-        low, high = _input_range(work)
-        shape = (1, *self._space.input_shape(work.choice.best.arch))
-        rng = array_stream(self._config.seed, "golden", work.choice.device_class)
+        low, high = work.input_range
+        shape = (1, *self._space.input_shape(work.chosen.arch))
+        rng = array_stream(self._config.seed, "golden", work.chosen.name)
         x = rng.uniform(low, high, size=shape).astype(np.float32)
         with torch.no_grad():
             reference = module_of(work.subnet)(torch.from_numpy(x)).numpy()
@@ -133,9 +133,3 @@ def check_sizes(entries: Sequence[FileEntry], budget: Budget) -> None:
         bound = budget.file_bytes
         if bound is not None and entry.kind.endswith("int8") and entry.size_bytes > bound:
             raise ExportError(f"{entry.kind} has {entry.size_bytes} bytes; file_bytes = {bound}")
-
-
-def _input_range(work: Verified) -> tuple[float, float]:
-    first = next(iter(work.ranges.values()))
-    entry = next(e for e in work.entries if e.kind in FLOATS.values())
-    return first[entry.inputs[0].name]

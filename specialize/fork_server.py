@@ -67,8 +67,13 @@ class ForkServer:
         """Process id of the server."""
         return self._process.pid
 
-    def run(self, calls: Mapping[str, Call]) -> dict[str, Any]:
-        """Name → the call's result, or the ExportError that says why there is none."""
+    def run(
+        self, calls: Mapping[str, Call], done: Callable[[str], None] = lambda _name: None
+    ) -> dict[str, Any]:
+        """Name → the call's result, or the ExportError that says why there is none.
+
+        `done` hears of each call as it ends, whichever way.
+        """
         found: dict[str, Any] = {}
         names = list(calls)
         try:
@@ -85,6 +90,7 @@ class ForkServer:
             while len(found) < len(calls):
                 place, data, failure = self._pipe.recv()
                 found[names[place]] = ForkingPickler.loads(data) if data else ExportError(failure)
+                done(names[place])
         except (EOFError, OSError):
             self._process.kill()
             ended = _ended(self._process.wait())

@@ -13,7 +13,7 @@ from fedofa.client.app import app as honest_app
 from fedofa.client.device import of_node
 from fedofa.protos.device import DataSource
 from fedofa.protos.manifest import Manifest
-from fedofa.server import specialization
+from fedofa.server import production, specialization
 from fedofa.server.class_budgets import class_budgets
 from fedofa.server.config import ExportConfig
 from fedofa.server.figures import FileMeasured, Measured
@@ -72,7 +72,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
         (models / name).mkdir(parents=True)
         (models / name / "former").write_text(name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(specialization, "export_floats", export_or_crash)
+        patch.setattr(production, "export_floats", export_or_crash)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         start(run)
     return run
@@ -97,6 +97,8 @@ def test_a_class_that_fails_says_why_and_the_others_are_published(done: Run) -> 
     assert "no device answered" in reasons(done)["silent"]
     assert "start a device" in reasons(done)["silent"]
     assert [event["what"] for event in done.events("step")] == list(specialization.STEPS)
+    told = [(e["what"], e["done"], e["total"]) for e in done.events("converted")]
+    assert told == [("exporting", 1, 2), ("exporting", 2, 2), ("quantizing", 1, 1)]
 
 
 def test_a_class_keeps_to_what_its_devices_declared(done: Run) -> None:

@@ -20,8 +20,20 @@ def dominance(points: Points) -> NDArray[np.bool_]:
 
 
 def nondominated(points: Points) -> NDArray[np.bool_]:
-    """(N,): whether nothing dominates a point. Of equal points all are or none is."""
-    found: NDArray[np.bool_] = ~np.any(dominance(points), axis=0)
+    """(N,): whether nothing dominates a point. Of equal points all are or none is.
+
+    In the order of a dictionary what dominates a point stands before it, so each is compared with the
+    front of those before it only (Kung, Luccio and Preparata 1975, without their division).
+    """
+    found = np.zeros(len(points), dtype=bool)
+    front, size = np.empty_like(points), 0
+    for place in np.lexsort(points.T[::-1]):
+        point, before = points[place], front[:size]
+        below = (before <= point).all(axis=1)
+        if not (below & (before < point).any(axis=1)).any():
+            found[place] = True
+            front[size] = point
+            size += 1
     return found
 
 

@@ -1,0 +1,92 @@
+"""What subnets scored on the devices, kept in the run's folder: what fleets are planned from.
+
+Every search adds what it measured of the newest supernet. Measurements of another supernet than the one
+that the file is about are dropped when new ones come, and refused when a plan asks for them.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..protos import durable
+from ..specialize.predictors.contract import Sample
+from ..supernet.errors import UsageError
+from ..supernet.space import Space
+from .class_choice import Choice
+
+FILE = "measured.json"
+MORE = (
+    "measure more with `fedofa evaluate` or `fedofa specialize` ([search] samples says how many), "
+    "then plan again"
+)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Subnet(_Record):
+    """`group`: which search measured it, for which class, so on which devices."""
+
+    group: str
+    arch: dict[str, int | float]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    standard_error: Annotated[float, Field(ge=0)]
+
+
+class _File(_Record):
+    supernet_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    searches: Annotated[int, Field(ge=1)]
+    subnets: tuple[_Subnet, ...]
+
+
+def add(folder: Path, supernet_sha256: str, choices: Iterable[Choice]) -> None:
+    """Keep what these searches measured, finalists and what they stood beside included."""
+    before = _read(folder / FILE)
+    if before is None or before.supernet_sha256 != supernet_sha256:
+        before = _File(supernet_sha256=supernet_sha256, searches=1, subnets=())
+    else:
+        before = before.model_copy(update={"searches": before.searches + 1})
+    found = {}
+    for choice in choices:
+        group = f"{before.searches}.{choice.device_class}"
+        scored = [(one.arch, one.score, one.error) for one in choice.found.evaluated]
+        scored += [(c.arch, c.measured.accuracy, c.measured.error) for c in choice.candidates]
+        for arch, accuracy, error in scored:
+            found[group, arch] = _Subnet(
+                group=group, arch=dict(arch), accuracy=accuracy, standard_error=error
+            )
+    after = before.model_copy(update={"subnets": (*before.subnets, *found.values())})
+    durable.write(folder / FILE, json.dumps(after.model_dump(mode="json")).encode())
+
+
+def samples(folder: Path, supernet_sha256: str, space: Space) -> Sequence[Sample]:
+    """What was measured of this supernet.
+
+    UsageError says what to do where there is nothing, or it is of another supernet.
+    """
+    found = _read(folder / FILE)
+    if found is None:
+        raise UsageError(f"{folder / FILE}: no subnet of this run was measured yet; {MORE}")
+    if found.supernet_sha256 != supernet_sha256:
+        raise UsageError(
+            f"{folder / FILE}: its subnets were measured before the run was trained on; {MORE}"
+        )
+    return [
+        Sample(space.arch(one.arch), one.group, one.accuracy, one.standard_error)
+        for one in found.subnets
+    ]
+
+
+def _read(path: Path) -> _File | None:
+    if not path.exists():
+        return None
+    try:
+        return _File.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{path}: {where}: {first['msg']}; remove the file and measure") from None

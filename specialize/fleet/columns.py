@@ -1,0 +1,120 @@
+"""What a subnet is known by when a fleet is planned: numbers under names, each worked out once.
+
+`macs`, `params`, `peak_activation_bytes` are the cost model's; `file_bytes:KIND` is the predicted size of
+that kind of file; `operator:NAME` how many layers use an operator. `latency_ms:RUNTIME` and
+`energy_mj:RUNTIME` are a runtime's own, as its measurements and its energy per operation say.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...protos.manifest import FileKind
+from ...supernet.cost import Cost, LayerPlan, cost
+from ...supernet.errors import UsageError
+from ...supernet.space import Arch, Space
+from ..filesize import predicted_size_bytes
+from .table import Vector
+
+EXACT = ("macs", "params", "peak_activation_bytes")
+VALUE_BYTES: Mapping[FileKind, int] = {
+    "tflite_int8": 1,
+    "onnx_int8": 1,
+    "tflite_fp32": 4,
+    "onnx_fp32": 4,
+}
+PJ_PER_MJ = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A subnet with its layers and its cost, which most columns are made of."""
+
+    arch: Arch
+    plans: tuple[LayerPlan, ...]
+    cost: Cost
+
+
+Figure = Callable[[Seen], float]
+
+
+def file_bytes(kind: FileKind) -> Figure:
+    """Predicted size of a file of that kind."""
+    return lambda seen: float(predicted_size_bytes(kind, seen.plans))
+
+
+def operator(name: str) -> Figure:
+    """How many layers are of that kind, or followed by that activation."""
+    return lambda seen: float(sum(name in (plan.kind, plan.act) for plan in seen.plans))
+
+
+def operators(space: Space) -> tuple[str, ...]:
+    """The operators of the space's largest and smallest subnet."""
+    plans = [*space.layers(space.largest()), *space.layers(space.smallest())]
+    return tuple(sorted({name for p in plans for name in (p.kind, p.act) if name}))
+
+
+def latency(predict_s: Callable[[Arch], float]) -> Figure:
+    """Milliseconds, of a predictor of seconds."""
+    return lambda seen: 1e3 * predict_s(seen.arch)
+
+
+def energy(kind: FileKind, pj_per_mac: float, pj_per_byte: float) -> Figure:
+    """Millijoules of one run: an estimate by counting (Horowitz, ISSCC 2014).
+
+        pj_per_mac · MACs + pj_per_byte · (bytes of parameters + bytes that layers read and write)
+
+    with 1 byte a value for int8 files and 4 for float ones. Every parameter and activation is counted as
+    moved once for each layer that uses it; caches, idle power and the processor's other work are not seen.
+    """
+    width = VALUE_BYTES[kind]
+
+    def of(seen: Seen) -> float:
+        moved = sum(plan.in_elements + plan.out_elements for plan in seen.plans)
+        traffic_bytes = width * (seen.cost.params + moved)
+        return (pj_per_mac * seen.cost.macs + pj_per_byte * traffic_bytes) / PJ_PER_MJ
+
+    return of
+
+
+@dataclass(slots=True)
+class Columns:
+    """Works out and remembers the columns of subnets; `figures`: further columns by name."""
+
+    space: Space
+    figures: Mapping[str, Figure]
+    _known: dict[Arch, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, the exact ones first."""
+        return (*EXACT, *self.figures)
+
+    def of(self, arch: Arch) -> tuple[float, ...]:
+        """Every column of one subnet; UsageError names one that is no number of 0 or more."""
+        if arch not in self._known:
+            spent = cost(self.space, arch)
+            seen = Seen(arch, self.space.layers(arch), spent)
+            exact = [float(getattr(spent, name)) for name in EXACT]
+            found = (*exact, *(figure(seen) for figure in self.figures.values()))
+            for name, value in zip(self.names, found, strict=True):
+                if not 0 <= value < np.inf:
+                    raise UsageError(f"{name} is predicted as {value:g}: measure it again")
+            self._known[arch] = found
+        return self._known[arch]
+
+    def some(self, names: Iterable[str]) -> Callable[[Arch], tuple[float, ...]]:
+        """These columns of a subnet."""
+        places = [self.names.index(name) for name in names]
+
+        def of(arch: Arch) -> tuple[float, ...]:
+            row = self.of(arch)
+            return tuple(row[place] for place in places)
+
+        return of
+
+    def table(self, archs: Sequence[Arch]) -> dict[str, Vector]:
+        """Column → (C,)."""
+        rows = np.array([self.of(arch) for arch in archs], dtype=np.float64)
+        return dict(zip(self.names, rows.T, strict=True))
