@@ -290,6 +290,21 @@ def test_a_minority_cannot_lift_the_bound(found: list[Update], liar: int, by: fl
     assert max(medians, default=0.0) <= most * (1 + 1e-6)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [Median(SHAPES), TrimmedMean(SHAPES, 0.2), TrimmedMean(SHAPES, 0.45)],
+    ids=["median", "trim 0.2", "trim 0.45"],
+)
+def test_who_lies_at_the_edge_is_named_and_nobody_who_is_only_dropped(rule: Fold) -> None:
+    rng = np.random.default_rng(2)
+    alike = [whole(f"h{k:02d}", {"w": rng.normal(size=(5, 4))}) for k in range(18)]
+    liars = [
+        whole("l0", {"w": -10 + rng.normal(size=(5, 4))}),
+        whole("l1", {"w": 10 * rng.choice([-1.0, 1.0], size=(5, 4))}),
+    ]
+    assert folded(rule, [*alike, *liars]).suspects == {"l0": "trimmed", "l1": "trimmed"}
+
+
 def test_krum_leaves_out_liars_and_says_whom() -> None:
     rng = np.random.default_rng(1)
     honest = [whole(f"h{k}", {"w": 1 + 0.1 * rng.normal(size=(5, 4))}) for k in range(6)]

@@ -22,8 +22,12 @@ from ...supernet.weights import Shapes
 from .spool import Spool, Values
 from .update import Merged, Update
 
-SUSPECT_SHARE = 0.8
-"""A client is suspected when so large a share of its values was dropped, where any was."""
+EXTREME, SUSPECT_SHARE = 0.2, 0.8
+"""A client is suspected when so large a share of its values lies among the lowest or highest fifth.
+
+Not when it was dropped, whatever the rule drops: of twenty alike clients a median drops each one's values
+nineteen times in twenty, and would name all of them.
+"""
 Combine = Callable[[Values, "NDArray[np.float32]", Values, Values], Values]
 
 
@@ -44,9 +48,10 @@ class TrimmedMean:
         self._spool.add(update)
 
     def result(self) -> Merged:
-        """The trimmed mean, made block by block; names the clients that were mostly dropped."""
+        """The trimmed mean, made block by block; names the clients that were mostly at the edge."""
         dropped = [tolerated(n, self._trim) for n in range(len(self._spool) + 1)]
-        return _merged(self._spool, self._shapes, np.asarray(dropped), _weighted_mean)
+        edge = min(self._trim, EXTREME)
+        return _merged(self._spool, self._shapes, np.asarray(dropped), edge, _weighted_mean)
 
 
 class Median:
@@ -60,9 +65,9 @@ class Median:
         self._spool.add(update)
 
     def result(self) -> Merged:
-        """The median, made block by block; names the clients that were mostly far from it."""
+        """The median, made block by block; names the clients that were mostly at the edge."""
         dropped = [max(n - 1, 0) // 2 for n in range(len(self._spool) + 1)]
-        return _merged(self._spool, self._shapes, np.asarray(dropped), _middle)
+        return _merged(self._spool, self._shapes, np.asarray(dropped), EXTREME, _middle)
 
 
 def _weighted_mean(v_kb: Values, weight_k: Any, low_b: Values, high_b: Values) -> Values:
@@ -79,25 +84,36 @@ def _middle(v_kb: Values, weight_k: Any, low_b: Values, high_b: Values) -> Value
     return middle_b
 
 
-def _merged(spool: Spool, shapes: Shapes, dropped_n: NDArray[np.int64], combine: Combine) -> Merged:
-    """`dropped_n[n]`: how many of n holders' lowest and highest values are left out."""
+def _merged(
+    spool: Spool,
+    shapes: Shapes,
+    dropped_n: NDArray[np.int64],
+    edge: float,
+    combine: Combine,
+) -> Merged:
+    """`dropped_n[n]`: how many of n holders' lowest and highest values are left out.
+
+    Clients are judged by how often theirs are among the share `edge` of lowest or highest ones.
+    """
+    edge_n = np.asarray([tolerated(n, edge) for n in range(len(spool) + 1)])
     light = spool.light()
     # Of the largest: so small a weight that float32 does not hold it would divide 0 by 0.
-    most = max((update.weight for update in light), default=1.0)
-    weight_k = np.asarray([update.weight / most for update in light], np.float32)
+    heaviest = max((update.weight for update in light), default=1.0)
+    weight_k = np.asarray([update.weight / heaviest for update in light], np.float32)
     delta: Weights = {}
     masks: dict[str, Tensor] = {}
-    cut, judged = np.zeros(len(light)), np.zeros(len(light))
+    extreme, judged = np.zeros(len(light)), np.zeros(len(light))
     for block in spool.blocks():
         v_kb = block.values.reshape(len(light), -1)
         holders_b = np.count_nonzero(~np.isnan(v_kb), axis=0)
         held_b = holders_b > 0
-        v_kb, drop_b = v_kb[:, held_b], dropped_n[holders_b[held_b]]
+        v_kb, n_b = v_kb[:, held_b], holders_b[held_b]
+        drop_b, edge_b = dropped_n[n_b], edge_n[n_b]
         # NaN sorts to the end: of n holders' values the last is at n - 1.
         ordered_bk = np.sort(np.ascontiguousarray(v_kb.T), axis=1)
         row_b = np.arange(len(drop_b))
         low_b = ordered_bk[row_b, drop_b]
-        high_b = ordered_bk[row_b, holders_b[held_b] - 1 - drop_b]
+        high_b = ordered_bk[row_b, n_b - 1 - drop_b]
         name, shape = block.name, shapes[block.name]
         if name not in delta:
             delta[name] = torch.zeros(shape)
@@ -106,14 +122,15 @@ def _merged(spool: Spool, shapes: Shapes, dropped_n: NDArray[np.int64], combine:
         merged_b[held_b] = combine(v_kb, weight_k, low_b, high_b)
         delta[name][block.region].view(-1).copy_(torch.from_numpy(merged_b))
         masks[name][block.region].view(-1).copy_(torch.from_numpy(held_b))
-        some_b = drop_b > 0
-        outside_kb = ((v_kb < low_b) | (v_kb > high_b)) & some_b
-        cut += np.count_nonzero(outside_kb, axis=1)
+        some_b = edge_b > 0
+        least_b, most_b = ordered_bk[row_b, edge_b], ordered_bk[row_b, n_b - 1 - edge_b]
+        outside_kb = ((v_kb < least_b) | (v_kb > most_b)) & some_b
+        extreme += np.count_nonzero(outside_kb, axis=1)
         judged += np.count_nonzero(~np.isnan(v_kb) & some_b, axis=1)
     spool.close()
     suspects = {
         update.device: "trimmed"
-        for update, out, of in zip(light, cut, judged, strict=True)
+        for update, out, of in zip(light, extreme, judged, strict=True)
         if of and out > SUSPECT_SHARE * of
     }
     trained: dict[str, Tensor | bool] = {
