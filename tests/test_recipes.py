@@ -75,7 +75,7 @@ def test_every_recipe_trains_a_fleet(name: str, tmp_path: Path) -> None:
             {"sampler": {"kind": "single", "coverage_floor": 3}},
             "coverage_floor = 3: .* one network on purpose",
         ),
-        ({"sampler": {"kind": "tiers", "arch": {}}}, "'single' only, not 'tiers'"),
+        ({"sampler": {"kind": "tiers", "arch": {}}}, "'single' or 'expanded' only, not 'tiers'"),
         ({"sampler": {"kinds": "tiers"}}, r"unknown key 'kinds' in \[sampler\]"),
         ({"sampler": {"coverage_floor": 0}}, "sampler.coverage_floor = 0"),
     ],

@@ -486,6 +486,29 @@ def test_growing_draws_as_many_random_subnets_as_it_is_told() -> None:
     assert 10 < drawn(0.25) < 50
 
 
+def test_each_client_trains_the_largest_expansion_of_the_target_that_it_can_afford() -> None:
+    clients = fleet(DIGITS, 0.02, 0.1, 0.3, 1.0)
+    target = clients[1].largest(0)
+    chosen = assigned("expanded", this_round(clients), arch=dict(target), most=4.0)
+    assert chosen.keys() == {"client-1", "client-2", "client-3"}  # one cannot hold the target
+    macs = {name: cost(DIGITS, one.arch).macs for name, one in chosen.items()}
+    own = cost(DIGITS, target).macs
+    for client in clients[1:]:
+        one = chosen[client.name]
+        assert client.fits(one.arch)
+        assert DIGITS.contains(one.arch, target)
+        larger = [a for a in DIGITS.grown(one.arch) if client.fits(a)]
+        assert all(cost(DIGITS, arch).macs > 4 * own for arch in larger)  # nothing else fits
+        assert one.students == (() if one.arch == target else (target,))
+    assert chosen["client-1"].arch == target
+    assert own < macs["client-2"] <= 4 * own
+    assert macs["client-3"] <= 4 * own
+    nothing_larger = assigned("expanded", this_round(clients), arch=dict(target), most=1.0)
+    assert {one.arch for one in nothing_larger.values()} == {target}
+    with pytest.raises(UsageError, match="no client can train it"):
+        assigned("expanded", this_round(clients[:1]), arch=dict(target))
+
+
 @pytest.mark.parametrize("kind", ["growing", "single"])
 def test_what_is_decided_for_the_fleet_does_not_hang_on_who_is_free(kind: str) -> None:
     clients = fleet(SMALL, 0.1, 0.4, 1.0)

@@ -14,6 +14,7 @@ from .assigned import Sampler
 from .budget_bins import BudgetBins
 from .cover import Cover
 from .delayed import Delayed
+from .expanded import Expanded
 from .growing import Growing
 from .importance import Importance
 from .maxnet import MaxNet
@@ -28,7 +29,7 @@ from .uniform import Uniform
 
 Kind = Literal[
     "growing", "cover", "uniform", "budget_bins", "sandwich", "spread_sandwich", "importance",
-    "ramp", "preselect", "tiers", "nested", "rolling", "maxnet", "delayed", "single",
+    "ramp", "preselect", "tiers", "nested", "rolling", "maxnet", "delayed", "single", "expanded",
 ]  # fmt: skip
 
 NEEDS_WIDTHS = ("tiers", "nested", "rolling")
@@ -39,10 +40,13 @@ NEEDS_STUDENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "preselect": DRAWS_STUDENTS,
         "sandwich": ("smallest", *DRAWS_STUDENTS),
         "delayed": ("smallest", *DRAWS_STUDENTS),
+        "expanded": ("listed",),
     }
 )
 """Methods that say which students a device trains, and the recipe.students that train them."""
 
+ONE_NETWORK = ("single", "expanded")
+"""Methods that are about one network, and train what else is in the space only beside it."""
 FROM_OUTCOMES = ("importance", "budget_bins")
 """Methods whose choices follow from the updates of former rounds."""
 WEIGHING = ("importance", "maxnet")
@@ -56,7 +60,7 @@ class SamplerConfig(BaseModel):
     None leaves it to the method. `elastic` (growing): the share of random subnets. `candidates`
     (cover, preselect): subnets looked at for a client or a budget. `bins` and `bin_floor`:
     budget_bins. `warm` (a share of the rounds) and `ramp_rounds`: delayed. `share`: maxnet.
-    `stride`: rolling. `arch`: single.
+    `stride`: rolling. `arch`: single, expanded. `most`, a multiple of the target's MACs: expanded.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -72,6 +76,7 @@ class SamplerConfig(BaseModel):
     share: float = Field(0.9, gt=0, lt=1)
     stride: int = Field(1, ge=1)
     arch: dict[str, int | float] | None = None
+    most: float = Field(3.0, ge=1)
 
     def check(self, space: Space, recipe: Recipe) -> None:
         """UsageError where the method cannot serve the space, or the recipe not the method."""
@@ -87,14 +92,15 @@ class SamplerConfig(BaseModel):
                 "sampler.kind = 'delayed' begins with the assigned subnet alone, and "
                 "recipe.train_assigned = false leaves it out; set it to true"
             )
-        if self.arch is not None and self.kind != "single":
+        if self.arch is not None and self.kind not in ONE_NETWORK:
             raise UsageError(
-                f"sampler.arch is used with sampler.kind = 'single' only, not {self.kind!r}"
+                "sampler.arch is used with sampler.kind = 'single' or 'expanded' only, not "
+                f"{self.kind!r}"
             )
-        if self.kind == "single" and self.coverage_floor is not None:
+        if self.kind in ONE_NETWORK and self.coverage_floor is not None:
             raise UsageError(
-                f"sampler.coverage_floor = {self.coverage_floor}: sampler.kind = 'single' trains "
-                "one network on purpose; leave the floor out"
+                f"sampler.coverage_floor = {self.coverage_floor}: sampler.kind = {self.kind!r} "
+                "trains one network on purpose; leave the floor out"
             )
         if self.kind in NEEDS_WIDTHS and not any(
             gene.role == "width" and len(gene.options) > 1 for gene in space.genes
@@ -131,6 +137,7 @@ SAMPLERS: Mapping[str, Callable[[SamplerConfig, Ages], Sampler]] = MappingProxyT
         "maxnet": lambda config, _ages: MaxNet(config.share),
         "single": lambda config, _ages: Single(config.arch),
         "delayed": lambda config, _ages: Delayed(config.warm, config.ramp_rounds),
+        "expanded": lambda config, _ages: Expanded(config.arch, config.most),
     }
 )
 
