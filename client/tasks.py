@@ -40,7 +40,7 @@ from ..supernet.axes import regions
 from ..supernet.batch import resized
 from ..supernet.batchnorm import collect, load
 from ..supernet.families.catalogue import space_from_dict
-from ..supernet.losses.accuracy import accuracy_count
+from ..supernet.losses.accuracy import right_ones
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import static
 from ..supernet.weights import shapes_of, size_of, split
@@ -107,7 +107,8 @@ def run_moments(
 def run_evaluate(device: Device, body: EvaluateRequest, values: Values | None) -> EvaluateReply:
     """Right answers of each subnet on the device's validation examples."""
     space, flat = space_from_dict(body.space), floats(values)
-    data, size, correct, nll = data_of(device), body.batch_size, [], []
+    data, size, nll = data_of(device), body.batch_size, []
+    labels, right = torch.from_numpy(data.validation.y), list[Tensor]()
     if body.personal is not None:
         flat = own_values(device, body.personal, space, body.groups, flat)
     for arch, module in unpack(space, body.groups, flat, with_statistics=True):
@@ -115,13 +116,16 @@ def run_evaluate(device: Device, body: EvaluateRequest, values: Values | None) -
             x = data.normalized(data.train.x)
             load(module, collect(module, _batches(space, arch, x, size, least=2)))
         logits = _logits(space, arch, module.eval(), data, size)
-        correct.append(accuracy_count(logits, torch.from_numpy(data.validation.y)))
+        right.append(right_ones(logits, labels))
         if body.temperatures:
             sums = nll_by_temperature(logits.numpy(), data.validation.y, body.temperatures)
             nll.append(sums)
-    examples = len(data.validation)
     return EvaluateReply(
-        device=device.name, examples=examples, correct=tuple(correct), nll=tuple(nll)
+        device=device.name,
+        examples=len(data.validation),
+        correct=tuple(int(one.sum()) for one in right),
+        nll=tuple(nll),
+        gained=tuple(int((one & ~right[0]).sum()) for one in right) if body.paired else (),
     )
 
 

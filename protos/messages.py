@@ -268,7 +268,8 @@ class EvaluateRequest(Body):
     The array holds each group's hull values, and after all of them, per subnet in the order of
     the groups and per norm layer, the merged mean and variance. With `personal` the device measures
     its own model: its own tensors, and norm statistics over its own training examples. With
-    `temperatures` it adds the summed negative log-likelihood with the logits divided by each.
+    `temperatures` it adds the summed negative log-likelihood with the logits divided by each. With
+    `paired` it adds what each subnet gains over the first one.
     """
 
     action: ClassVar[str] = "evaluate"
@@ -277,16 +278,21 @@ class EvaluateRequest(Body):
     groups: tuple[SubnetGroup, ...]
     personal: Personal | None = None
     temperatures: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = ()
+    paired: bool = False
 
 
 class EvaluateReply(Body):
-    """Right answers per subnet, of `examples` validation examples; `nll` per subnet and temperature."""
+    """Right answers per subnet, of `examples` validation examples; `nll` per subnet and temperature.
+
+    `gained`: per subnet, how many it classifies rightly that the first one does not.
+    """
 
     action: ClassVar[str] = "evaluate"
     device: str
     examples: Count
     correct: tuple[Count, ...]
     nll: tuple[tuple[Finite, ...], ...] = ()
+    gained: tuple[Count, ...] = ()
 
 
 class RangesRequest(Body):

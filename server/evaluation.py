@@ -6,8 +6,9 @@ The server needs no data. What devices return adds up: sums and counts, minima a
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from operator import add
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -43,6 +44,7 @@ from .events import EventLog
 from .exchange import Exchange, Request
 from .figures import FileMeasured, Measured
 from .fleet import Fleet, Member
+from .paired import Paired, read_paired
 from .survey import Survey, Work, own_budget
 
 S = TypeVar("S")
@@ -53,11 +55,13 @@ Sums = tuple[float, ...]
 class Target:
     """A subnet to measure, and the budget it was made for.
 
-    Targets of one budget go to the same devices, so that their figures compare.
+    Targets of one budget go to the same devices, so that their figures compare. `weights` are other
+    shared weights than the evaluator's.
     """
 
     arch: Arch
     budget: Budget
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ class FederatedEvaluator:
 
         def requests() -> Iterator[Request]:
             for name, places in plan.items():
-                groups, values = self._packed(name, [targets[place].arch for place in places])
+                groups, values = self._packed(name, [targets[place] for place in places])
                 body = MomentsRequest(space=self._plain, batch_size=self.batch_size, groups=groups)
                 yield self._request(name, body, values)
 
@@ -168,7 +172,26 @@ class FederatedEvaluator:
             parts = figures.read_measured(body, count, stated)
             return [figures.lighter(part, weight) for part in parts]
 
-        return self._evaluated(targets, statistics, (), of, add)
+        return self._evaluated(targets, statistics, {}, of, add)
+
+    def compared(
+        self, first: Target, second: Target, statistics: Mapping[int, Statistics]
+    ) -> Paired | None:
+        """Two subnets on the same validation examples, example by example.
+
+        `statistics` are those of the first at 0 and the second at 1. Each device is asked about both
+        in one message. None where no device gave an answer that can be used.
+        """
+
+        def of(body: EvaluateReply, count: int, stated: int, weight: float) -> list[Paired | None]:
+            found = read_paired(body, stated).lighter(weight)
+            return [found, *[None] * (count - 1)]
+
+        def both(mine: Paired | None, theirs: Paired | None) -> Paired | None:
+            return mine + theirs if mine and theirs else None
+
+        found = self._evaluated([first, second], statistics, {"paired": True}, of, both)
+        return found.get(0)
 
     def likelihoods(
         self,
@@ -186,13 +209,14 @@ class FederatedEvaluator:
         def both(mine: Sums, theirs: Sums) -> Sums:
             return tuple(a + b for a, b in zip(mine, theirs, strict=True))
 
-        return self._evaluated(targets, statistics, tuple(temperatures), of, both)
+        more = {"temperatures": tuple(temperatures)}
+        return self._evaluated(targets, statistics, more, of, both)
 
     def _evaluated(
         self,
         targets: Sequence[Target],
         statistics: Mapping[int, Statistics],
-        temperatures: Sums,
+        more: Mapping[str, Any],
         of: Callable[[EvaluateReply, int, int, float], list[S]],
         both: Callable[[S, S], S],
     ) -> dict[int, S]:
@@ -202,14 +226,14 @@ class FederatedEvaluator:
 
         def requests() -> Iterator[Request]:
             for name, places in plan.items():
-                archs = [targets[place].arch for place in places]
-                groups, values = self._packed(name, archs, [statistics[place] for place in places])
+                mine, known = zip(*((targets[at], statistics[at]) for at in places), strict=True)
+                groups, values = self._packed(name, mine, known)
                 body = EvaluateRequest(
                     space=self._plain,
                     batch_size=self.batch_size,
                     groups=groups,
                     personal=self.personal,
-                    temperatures=temperatures,
+                    **more,
                 )
                 yield self._request(name, body, values)
 
@@ -310,11 +334,21 @@ class FederatedEvaluator:
         return item, values.tobytes() + b"".join(content for _, content in export.files)
 
     def _packed(
-        self, name: str, archs: Sequence[Arch], statistics: Sequence[Statistics] | None = None
+        self, name: str, targets: Sequence[Target], statistics: Sequence[Statistics] | None = None
     ) -> tuple[tuple[SubnetGroup, ...], Flat]:
+        """The targets, those of one set of weights that follow each other in groups of one hull."""
         most = own_budget(self._fleet.members[name]).params
-        groups = grouped(self._space, archs, most)
-        return pack(self._space, self._weights, groups, statistics)
+        groups, parts, offset = list[SubnetGroup](), list[Flat](), 0
+        for _, alike in groupby(targets, key=lambda target: id(target.weights)):
+            mine = list(alike)
+            weights = mine[0].weights or self._weights
+            split = grouped(self._space, [target.arch for target in mine], most)
+            found, values = pack(self._space, weights, split)
+            groups += [g.model_copy(update={"offset": g.offset + offset}) for g in found]
+            parts.append(values)
+            offset += values.size
+        parts += [flat_statistics(mine) for mine in statistics or ()]
+        return tuple(groups), np.concatenate(parts)
 
     def _macs(self, archs: Sequence[Arch]) -> dict[int, int]:
         return {place: cost(self._space, arch).macs for place, arch in enumerate(archs)}

@@ -8,7 +8,7 @@ import torch
 from fedofa.client.training import LocalTask, train
 from fedofa.protos.recipe import Recipe
 from fedofa.supernet.axes import regions, take
-from fedofa.supernet.losses.accuracy import accuracy_count
+from fedofa.supernet.losses.accuracy import right_ones
 from fedofa.supernet.losses.alpha_divergence import adaptive_divergence, divergence
 from fedofa.supernet.losses.cross_entropy import cross_entropy
 from fedofa.supernet.losses.distillation import distillation
@@ -225,4 +225,5 @@ def test_the_proximal_term_has_its_gradient_wherever_a_weight_has_moved() -> Non
 
 
 def test_right_answers_are_counted() -> None:
-    assert accuracy_count(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])) == 1
+    found = right_ones(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+    assert found.tolist() == [True, False]

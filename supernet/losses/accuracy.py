@@ -4,6 +4,6 @@ import torch
 from torch import Tensor
 
 
-def accuracy_count(logits_bc: Tensor, labels_b: Tensor) -> int:
-    """How many of the batch are classified rightly."""
-    return int((torch.argmax(logits_bc, dim=1) == labels_b).sum())
+def right_ones(logits_bc: Tensor, labels_b: Tensor) -> Tensor:
+    """Which of the batch are classified rightly: (B,), booleans."""
+    return torch.argmax(logits_bc, dim=1) == labels_b
