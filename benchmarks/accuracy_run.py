@@ -117,9 +117,8 @@ def measured(
     """The best subnet in each budget, chosen on validation; `last` is what was trained last."""
     trained, chosen = [assigned for _, assigned in last.values()], []
     for place, macs in enumerate(task.budgets().values()):
-        fits = partial(Limits(Budget(macs=macs), task.recipe["batch_size"]).fits, task.space)
-        candidates = _candidates(task.space, fits, trained, (seed, place))
-        chosen.append(_best(task.space, candidates, weights, data))
+        limits = Limits(Budget(macs=macs), task.recipe["batch_size"])
+        chosen.append(best_within(task.space, limits, weights, data, (seed, place), trained))
     return _columns(task.space, chosen)
 
 
@@ -160,6 +159,22 @@ def _separate(
         "bytes_received": sum(spent.bytes_received for spent in spents),
         "rounds": tuple(spent.rounds for spent in spents),
     }
+
+
+def best_within(
+    space: Space,
+    limits: Limits,
+    weights: Mapping[str, Tensor],
+    data: Data,
+    key: tuple[object, ...],
+    trained: Iterable[Assigned] = (),
+) -> tuple[Assigned, float, float]:
+    """The subnet within a budget that validates best, its accuracy there and on the test part.
+
+    Looked at are the largest few `trained`, the ladder's rungs, and random ones of the stream `key`.
+    """
+    fits = partial(limits.fits, space)
+    return _best(space, _candidates(space, fits, trained, key), weights, data)
 
 
 def _candidates(

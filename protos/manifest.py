@@ -65,8 +65,29 @@ class Golden(_Record):
     tolerance: dict[FileKind, float]
 
 
+class Finished(_Record):
+    """That a subnet was trained further, for itself: from which checkpoint, for how many rounds.
+
+    `round` and `supernet_sha256` are of the checkpoint of `run` that it was finished from, of which
+    the class had `version`. `gain` in accuracy over that, a fraction of 1, with its standard error, is
+    paired on the devices' validation examples.
+    """
+
+    run: str
+    round: int = Field(ge=0)
+    supernet_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    version: int = Field(ge=1)
+    rounds: int = Field(ge=1)
+    gain: float
+    standard_error: float
+
+
 class Manifest(_Record):
-    """Everything a device or a stranger must know about one published model."""
+    """Everything a device or a stranger must know about one published model.
+
+    `supernet_sha256` is of the weights that it was cut from; where it is `finished`, those are the
+    finishing's, and the run's are named in there.
+    """
 
     schema_version: int = SCHEMA
     model: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
@@ -83,6 +104,7 @@ class Manifest(_Record):
     metrics: dict[str, float] = Field(default_factory=dict)
     golden: Golden
     files: tuple[FileEntry, ...]
+    finished: Finished | None = None
 
     @model_validator(mode="after")
     def _files_are_distinct(self) -> Self:
@@ -106,8 +128,10 @@ class Manifest(_Record):
         """Canonical bytes: the same manifest always gives the same sha256."""
         import json
 
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return text.encode()
+        # A device of an older version refuses a name that it does not know.
+        left_out = {"finished"} if self.finished is None else None
+        fields = self.model_dump(mode="json", exclude=left_out)
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:

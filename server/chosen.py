@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..protos.inference import Ranges
-from ..protos.manifest import FileEntry, FileKind, Manifest
+from ..protos.manifest import FileEntry, FileKind, Finished, Manifest
 from ..protos.subnets import Statistics
 from ..specialize.adjust import Adjustment
 from ..specialize.export import Subnet
@@ -20,6 +20,7 @@ class Chosen:
 
     `name` is the device class that it is published for; devices that can hold any subnet of `budget`
     are asked about it. Files of `formats` are made, and those of `kinds` published (None: all).
+    `finished`: that it was trained further after the search.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Chosen:
     measured: Measured
     formats: tuple[str, ...]
     kinds: tuple[FileKind, ...] | None = None
+    finished: Finished | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,30 @@ def simulate(
 
 
 @app.command()
+def finish(
+    device_class: Annotated[str, typer.Option("--class", help="Whose model is too weak.")],
+    config: Config = DEFAULT_CONFIG,
+    state: State = DEFAULT_STATE,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How many more; 5.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a finishing.")] = False,
+    simulated: Annotated[
+        str | None, typer.Option("--simulate", help="Simulated devices: local or ray.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train one class's subnet some rounds further; publish it where it is better."""
+    from .operate import finish_job, follow_job, outcome, simulate_job
+
+    job = finish_job(state, _config(config, None), device_class, rounds=rounds, resume=resume)
+    if simulated is None:
+        found = _shown(lambda show: follow_job(state, job, show), as_json)
+    else:
+        backend = simulated
+        found = _shown(lambda show: simulate_job(job, backend, show), as_json)
+    _print(outcome(job, found), as_json)
+
+
+@app.command()
 def privacy(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """What a private run will spend, with which noise, and what it leaves open."""
     from .privacy.statement import promise
@@ -353,7 +377,7 @@ def bench(
         str,
         typer.Argument(
             help="static, views, merge, ..., all; or accuracy, search, robust, codec, "
-            "heterogeneity, bits, ladders."
+            "heterogeneity, bits, ladders, finish."
         ),
     ] = "all",
     data: Annotated[str, typer.Option(help="accuracy: fashion, cifar10, har.")] = "fashion",
@@ -379,8 +403,8 @@ def bench(
     if name in ("robust", "codec", "heterogeneity"):
         import_module("fedofa.benchmarks.fleet_trials").command(name, seeds, jobs, results)
         return
-    if name in ("bits", "ladders"):
-        module = {"bits": "bits", "ladders": "bits_ladders"}[name]
+    if name in ("bits", "ladders", "finish"):
+        module = {"bits": "bits", "ladders": "bits_ladders", "finish": "finish"}[name]
         import_module(f"fedofa.benchmarks.{module}").command(results)
         return
     if name == "search":

@@ -26,6 +26,7 @@ from . import proxy_config
 from .aggregation.catalogue import AggregationConfig
 from .branches.config import BranchesConfig
 from .codec_config import CodecSection, DownlinkSection, by_name, rounded_to_nearest
+from .finishing.config import FinishConfig
 from .groups import demands as group_demands
 from .limits import require_fit
 from .optimizer import ServerOptimizerConfig
@@ -165,6 +166,7 @@ class RunConfig(_Section):
     classes: dict[ClassName, ClassConfig]
     search: SearchConfig = SearchConfig()
     export: ExportConfig = ExportConfig()
+    finish: FinishConfig = FinishConfig()
     simulation: SimulationConfig = SimulationConfig()
 
     @field_validator("codec", mode="before")

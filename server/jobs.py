@@ -23,6 +23,7 @@ from .config import RunConfig, parse_config
 from .evaluation import FederatedEvaluator
 from .events import EventLog
 from .exchange import Exchange
+from .finishing.finishing import Order, finish
 from .fleet import Roll
 from .fleet_delivery import Delivery
 from .fleet_plan import read_plan
@@ -41,14 +42,15 @@ EVENTS, JOB, LOCK = "events.jsonl", "job.json", "job.lock"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Train a supernet, or evaluate or specialize a trained one; everything is in one run folder.
+    """Train a supernet, or evaluate, specialize or finish a trained one, all in one run folder.
 
     A `train` job with `evaluate` evaluates too when training is done, one with a registry specializes.
     Of a run with branches, evaluating and specializing are about `branch`, or all in turn. `fleet` is
-    the plan of a fleet, for which then is specialized, and not for the classes.
+    the plan of a fleet, for which then is specialized, and not for the classes. Finishing is about
+    `device_class`, for so many `rounds` (None, with `resume`: as it was begun).
     """
 
-    kind: Literal["train", "evaluate", "specialize"]
+    kind: Literal["train", "evaluate", "specialize", "finish"]
     folder: str
     config: Mapping[str, object]
     resume: bool = False
@@ -57,6 +59,8 @@ class Job:
     evaluate: bool = False
     branch: str | None = None
     fleet: str | None = None
+    device_class: str | None = None
+    rounds: int | None = None
 
     def write(self) -> Path:
         """Put the job into its folder, in a file of its own, which the ServerApp reads."""
@@ -64,6 +68,13 @@ class Job:
         durable.make_folder(path.parent)
         durable.write(path, json.dumps(asdict(self)).encode())
         return path
+
+    def order(self) -> Order:
+        """What a job to finish is about; RunError where it does not say."""
+        if self.registry is None or self.device_class is None:
+            raise RunError(f"job {self.kind}: no registry or no class was given")
+        folder, registry = Path(self.folder), Path(self.registry)
+        return Order(folder, registry, self.device_class, self.rounds, self.resume)
 
 
 def read_job(path: str) -> Job:
@@ -79,6 +90,8 @@ def run_job(job: Job, grid: Grid) -> None:
     with claimed(Path(job.folder)):
         if job.kind == "train":
             check_rounds(Path(job.folder), resume=job.resume)
+        if job.kind == "finish":
+            job.order().check()
         log = EventLog(Path(job.folder) / job.events)
         try:
             _run(job, Exchange(grid), log)
@@ -91,14 +104,18 @@ def run_job(job: Job, grid: Grid) -> None:
 
 
 def _failure(job: Job, reason: str, exit_code: int) -> dict[str, object]:
-    """What is told of a job that failed; of training with the head of what the ledger holds."""
+    """What is told of a job that failed; of training with the head of what its ledger holds."""
     told: dict[str, object] = {"job": job.kind, "reason": reason, "exit_code": exit_code}
-    head = noted_head(Path(job.folder) / LEDGER) if job.kind == "train" else None
+    folder = job.order().folder if job.kind == "finish" else Path(job.folder)
+    head = noted_head(folder / LEDGER) if job.kind in ("train", "finish") else None
     return told if head is None else {**told, "ledger": head}
 
 
 def _run(job: Job, exchange: Exchange, log: EventLog) -> None:
     config = parse_config(job.config)
+    if job.kind == "finish":
+        finish(job.order(), config, exchange, log)
+        return
     roll = Roll(exchange, config.build_space(), config, log)
     if job.kind == "train":
         train(job, config, roll, log)

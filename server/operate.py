@@ -12,6 +12,8 @@ from .accuracies import ACCURACIES
 from .branches.places import branch_folder
 from .branches.trained import chosen
 from .config import RunConfig
+from .finishing.finishing import Order
+from .finishing.start import DEFAULT_ROUNDS, OUTCOME, find_start, refuse
 from .jobs import EVENTS, JOB_KEY, Job, prepare, refuse_busy
 from .model_folders import RESULTS
 from .progress import Event, Tail, following
@@ -94,6 +96,34 @@ def specialize_job(state: Path, config: RunConfig, branch: str | None = None) ->
         registry=_registry(state),
         events=SPECIALIZE_EVENTS,
         branch=branch,
+    )
+
+
+def finish_job(
+    state: Path, config: RunConfig, device_class: str, *, rounds: int | None, resume: bool
+) -> Job:
+    """The job of `fedofa finish`, of one class for so many rounds (None: as it was begun, or a few).
+
+    UsageError where there is nothing to finish, or a finishing in the way: see `find_start` and
+    `check_folder`.
+    """
+    refuse(config, device_class)
+    folder, registry = _trained_folder(state, config), _registry(state)
+    if rounds is None and not resume:
+        rounds = DEFAULT_ROUNDS
+    order = Order(folder, Path(registry), device_class, rounds, resume)
+    order.check()
+    if rounds is not None and not resume:
+        find_start(folder, Path(registry), config, device_class, rounds)
+    return Job(
+        "finish",
+        str(folder),
+        config.model_dump(mode="json"),
+        resume,
+        registry=registry,
+        events=str((order.folder / EVENTS).relative_to(folder)),
+        device_class=device_class,
+        rounds=rounds,
     )
 
 
@@ -181,6 +211,8 @@ def results(job: Job, file: str = RESULTS) -> list[dict[str, Any]]:
 
 def outcome(job: Job, finished: dict[str, Any]) -> Any:
     """What there is to show of a job that ended with this event: models, accuracies, or that."""
+    if job.kind == "finish":
+        return json.loads((job.order().folder / OUTCOME).read_text())
     if job.registry is not None:
         return results(job)
     if job.kind == "evaluate" or job.evaluate:

@@ -90,7 +90,7 @@ class View:
         self._progress.console.print(text, style=style, highlight=False, markup=False)
 
     def _on_started(self, event: Event) -> None:
-        if event["job"] == "train":
+        if event["job"] in ("train", "finish"):
             self.step("training", event["done"], event["rounds"], "waiting for devices")
 
     def _on_device_joined(self, event: Event) -> None:
@@ -165,6 +165,20 @@ class View:
 
     def _on_resumed(self, event: Event) -> None:
         self.line(f"  resumed after round {event['round']}")
+
+    def _on_finishing(self, event: Event) -> None:
+        expanded, alone, out = (len(event[part]) for part in ("expanded", "alone", "left_out"))
+        self.line(
+            f"  {event['device_class']}: {expanded} devices train its {event['target_macs']:,} MACs "
+            f"inside up to {event['largest_macs']:,}, {alone} alone; {out} cannot hold it"
+        )
+        if not expanded and event["method"] == "surgery":
+            self.line("  no device can train more than the target: plain fine-tuning", "yellow")
+
+    def _on_compared(self, event: Event) -> None:
+        self.line(
+            f"  {event['device_class']}: {event['verdict']}", "" if event["better"] else "yellow"
+        )
 
     def _on_step(self, event: Event) -> None:
         self.step(event.get("job", "specialize"), event["done"], event["total"], event["what"])

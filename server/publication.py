@@ -75,6 +75,7 @@ class Manifests:
             metrics=metrics,
             golden=self._golden(work),
             files=tuple(work.entries),
+            finished=work.chosen.finished,
         )
 
     def _golden(self, work: Verified) -> Golden:

@@ -24,6 +24,7 @@ from ..supernet.errors import ArtifactError, DepotError
 from . import registry_schema as schema
 
 LIST_LIMIT = 1000
+DATABASE = "registry.db"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Registry:
                 durable.make_folder(root / folder)
         except OSError as error:
             raise ArtifactError(f"registry {root}: {error.strerror}: {error.filename}") from None
-        self._engine = schema.connect(url or f"sqlite:///{(root / 'registry.db').absolute()}")
+        self._engine = schema.connect(url or f"sqlite:///{(root / DATABASE).absolute()}")
         try:
             with self._changing() as database:
                 schema.create(database)

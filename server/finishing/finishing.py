@@ -1,0 +1,241 @@
+"""A class's subnet, trained a few rounds further, measured before and after, published where it is better.
+
+The training is a `Training` like any other, of a configuration derived from the run's (`derived.py`) and of
+the run's weights; the model is made as any specialization's. All of it lies in the finishing's own
+folder: nothing of the run's is written.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...protos import durable
+from ...protos.manifest import Finished
+from ...specialize.export import preload
+from ...specialize.fork_server import ForkServer
+from ...supernet.axes import Weights
+from ...supernet.cost import cost
+from ...supernet.errors import RunError
+from ...supernet.space import Arch
+from ..checkpoint import CHECKPOINTS, Checkpoint, CheckpointStore
+from ..chosen import Chosen, Made
+from ..class_budgets import ClassBudget, usable_classes
+from ..config import RunConfig
+from ..evaluation import FederatedEvaluator, Target
+from ..events import EventLog
+from ..exchange import Exchange
+from ..fleet import Fleet, Roll
+from ..ledger import Ledger
+from ..model_folders import ModelFolders
+from ..production import STEPS, Production
+from ..registry import Registry
+from ..specialization import MODELS
+from ..strategy import SupernetStrategy
+from ..training import Training
+from .compared import Compared
+from .derived import finishing_config
+from .devices import Divided, divided
+from .start import (
+    OUTCOME,
+    Start,
+    check_folder,
+    find_start,
+    finishing_folder,
+    read_start,
+    write_start,
+)
+
+MEASURING = "measuring before and after"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be finished: a class of the run in `run`, for so many rounds (None: as begun)."""
+
+    run: Path
+    registry: Path
+    device_class: str
+    rounds: int | None
+    resume: bool
+
+    @property
+    def folder(self) -> Path:
+        """The finishing's own folder."""
+        return finishing_folder(self.run, self.device_class)
+
+    def check(self) -> None:
+        """UsageError where a finishing would overwrite another, or there is none to resume."""
+        check_folder(self.folder, resume=self.resume, rounds=self.rounds)
+
+
+def finish(order: Order, config: RunConfig, exchange: Exchange, log: EventLog) -> None:
+    """Train, measure, and publish a new version of the class's model where it is better.
+
+    `config` is the run's. What came of it is written to OUTCOME in the finishing's folder. UsageError
+    as `find_start` and `check_folder` say; RunError where too few devices can train the target, none
+    could measure it, or its files could not be made.
+    """
+    start, before = _begun(order, config)
+    own = finishing_config(config, start.device_class, start.arch, start.round, start.rounds)
+    roll = Roll(exchange, own.build_space(), own, log)
+    work = _Finishing(order, config, own, start, roll, log)
+    work.run(before.weights)
+
+
+def _begun(order: Order, config: RunConfig) -> tuple[Start, Checkpoint]:
+    if order.resume and (begun := read_start(order.folder)) is not None:
+        return begun
+    if order.rounds is None:
+        raise RunError(f"finish {order.device_class}: no number of rounds was given")
+    found = find_start(order.run, order.registry, config, order.device_class, order.rounds)
+    write_start(order.folder, *found)
+    return found
+
+
+class _Finishing:
+    """One finishing under way; `own` is the configuration that it trains by."""
+
+    def __init__(
+        self,
+        order: Order,
+        config: RunConfig,
+        own: RunConfig,
+        start: Start,
+        roll: Roll,
+        log: EventLog,
+    ) -> None:
+        alone = {start.device_class: config.classes[start.device_class]}
+        self._order, self._own, self._start = order, own, start
+        self._config = config.model_copy(update={"classes": alone})
+        self._roll, self._space, self._log = roll, roll.space, log
+        self._target: Arch = roll.space.arch(start.arch)
+
+    def run(self, before: Weights) -> None:
+        """The whole way; `before` are the run's weights."""
+        start, log = self._start, self._log
+        store = CheckpointStore(self._order.folder / CHECKPOINTS, self._own.round.keep_checkpoints)
+        ledger = Ledger.open(self._order.folder, self._own.name)
+        training = Training(self._own, self._space, store, log, ledger)
+        if not (self._order.resume and training.resume()):
+            training.weights = before
+            training.begin()
+        told = {"device_class": start.device_class, "from_round": start.round}
+        log("started", job="finish", rounds=start.rounds, done=training.round, **told)
+        fleet = self._roll.gather()
+        self._bounds(fleet)  # said before anything is trained
+        devices = divided(self._own, self._space, self._target, fleet)
+        log(
+            "finishing",
+            device_class=start.device_class,
+            method=self._config.finish.method,
+            target_macs=cost(self._space, self._target).macs,
+            largest_macs=devices.largest_macs,
+            **devices.to_row(),
+        )
+        SupernetStrategy(training, self._roll, self._roll.exchange, log).start(
+            self._roll.exchange.grid
+        )
+        compared, made = self._published(training.weights, before)
+        outcome = self._outcome(compared, made, devices, training)
+        durable.write(self._order.folder / OUTCOME, json.dumps(outcome, indent=1).encode())
+        log("finished", job="finish", **outcome)
+
+    def _bounds(self, fleet: Fleet) -> ClassBudget:
+        """What the class's model must keep to; RunError where its subnet no longer does."""
+        name, reasons = self._start.device_class, list[str]()
+        found = usable_classes(
+            self._config, self._space, fleet, self._log, lambda _, why: reasons.append(str(why))
+        )
+        if name in found:
+            reasons = found[name].excess(self._target)
+        if reasons:
+            raise RunError(f"finish {name}: its subnet breaks a bound: {', '.join(reasons)}")
+        return found[name]
+
+    def _published(self, after: Weights, before: Weights) -> tuple[Compared, Made | None]:
+        """What training came to; the published model where that is better."""
+        self._tell(MEASURING)
+        fleet = self._roll.fleet()
+        bounds, exchange = self._bounds(fleet), self._roll.exchange
+        evaluator = FederatedEvaluator(exchange, fleet, self._space, after, self._log)
+        evaluator.configure(self._config)
+        target = Target(self._target, bounds.budget)
+        old = replace(target, weights=before)
+        statistics = evaluator.statistics([old, target])
+        paired = None if len(statistics) < 2 else evaluator.compared(old, target, statistics)
+        if paired is None:
+            raise RunError(
+                f"finish {self._start.device_class}: no device could measure its subnet; see "
+                "no_answer in the event log. The training is kept: --resume measures again"
+            )
+        compared = Compared(paired)
+        self._log("compared", device_class=self._start.device_class, **compared.to_row())
+        if not compared.better:
+            return compared, None
+        chosen = Chosen(
+            self._start.device_class,
+            self._target,
+            bounds.budget,
+            statistics[1],
+            paired.second,
+            self._config.export.formats,
+            finished=self._lineage(compared),
+        )
+        return compared, self._made(chosen, evaluator, fleet)
+
+    def _made(self, chosen: Chosen, evaluator: FederatedEvaluator, fleet: Fleet) -> Made:
+        folders = ModelFolders(self._order.folder / MODELS)
+        folders.sweep()
+        work = Production(self._config, evaluator, fleet, folders, self._log)
+        try:
+            with ForkServer(preload) as converters:
+                work.begin([chosen])
+                work.files(converters, self._tell)
+            work.verify(self._tell)
+            with Registry(self._order.registry) as registry:
+                made = work.publish(registry.publish, self._tell)
+        finally:
+            folders.discard(chosen.name)
+        if not made:
+            raise RunError(
+                f"finish {chosen.name}: nothing was published: {work.failed[chosen.name]}"
+            )
+        return made[0]
+
+    def _lineage(self, compared: Compared) -> Finished:
+        start = self._start
+        return Finished(
+            run=start.run,
+            round=start.round,
+            supernet_sha256=start.supernet_sha256,
+            version=start.version,
+            rounds=start.rounds,
+            gain=compared.paired.gain,
+            standard_error=compared.paired.error,
+        )
+
+    def _outcome(
+        self,
+        compared: Compared,
+        made: Made | None,
+        devices: Divided,
+        training: Training,
+    ) -> dict[str, Any]:
+        start = self._start
+        return {
+            "class": start.device_class,
+            "published": made is not None,
+            "version": made and made.manifest.version,
+            **compared.to_row(),
+            "arch": dict(start.arch),
+            "from": {k: v for k, v in asdict(start).items() if k not in ("arch", "device_class")},
+            "method": self._config.finish.method,
+            "devices": devices.to_row(),
+            "manifest": made and str(made.path),
+            **training.told(),
+        }
+
+    def _tell(self, what: str) -> None:
+        steps = (MEASURING, *STEPS)
+        self._log("step", job="finish", what=what, done=steps.index(what), total=len(steps))
