@@ -27,10 +27,9 @@ from ..events import EventLog
 from ..exchange import Exchange
 from ..fleet import Fleet, Roll
 from ..ledger import Ledger
-from ..model_folders import ModelFolders
+from ..model_folders import MODELS, ModelFolders
 from ..production import STEPS, Production
 from ..registry import Registry
-from ..specialization import MODELS
 from ..strategy import SupernetStrategy
 from ..training import Training
 from .compared import Compared
