@@ -1,0 +1,1 @@
+"""The operator's commands: each parses, calls one function, prints."""
