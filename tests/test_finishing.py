@@ -17,12 +17,16 @@ from fedofa.server.events import read_events
 from fedofa.server.finishing import compared
 from fedofa.server.finishing.config import FinishConfig
 from fedofa.server.finishing.derived import finishing_config
+from fedofa.server.finishing.devices import divided
 from fedofa.server.finishing.start import OUTCOME, finishing_folder
+from fedofa.server.fleet import Fleet
 from fedofa.server.jobs import Job, claimed, run_job
 from fedofa.server.ledger_report import verdict
+from fedofa.server.limits import Limits
 from fedofa.server.operate import finish_job, outcome, run_folder
 from fedofa.server.registry import Registry
 from fedofa.supernet.axes import Weights, regions, view
+from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.errors import RunError, UsageError
 from fedofa.supernet.space import Arch, plain
 from fedofa.supernet.weights import digest
@@ -249,15 +253,28 @@ def test_plain_and_surgery_without_room_train_the_same_bits(
     assert digest(site.finished) == digest(other.finished)
 
 
-def test_too_few_devices_that_can_hold_the_target_are_said_before_training(
-    site: Site, never_better: None
-) -> None:
-    space = site.config.build_space()
-    site.publish(space.largest(), digest(site.weights))
-    many = site.with_config(round=site.config.round.model_copy(update={"min_replies": 2}))
-    with pytest.raises(RunError, match=r"breaks a bound|1 of 3 devices can train"):
-        many.finish()
+def test_a_target_that_its_class_may_no_longer_hold_is_said_before_training(site: Site) -> None:
+    site.publish(site.config.build_space().largest(), digest(site.weights))
+    with pytest.raises(RunError, match=r"its subnet breaks a bound: params .* > 3000"):
+        site.finish()
     assert not (site.folder / CHECKPOINTS).exists()
+
+
+def test_devices_are_divided_by_what_they_can_train_and_too_few_are_refused(site: Site) -> None:
+    devices = small_fleet(site.state / "devices", CLASSES)
+    run = Run(site.state / "other", site.config, grid_of(devices))
+    members, space = dict(run.roll.gather().members), run.training.space
+    target = space.smallest()
+    few = replace(members["dev-1"], limits=Limits(Budget(params=100), 16))
+    just = replace(members["dev-2"], limits=Limits(Budget(macs=cost(space, target).macs), 16))
+    fleet = Fleet(members | {"dev-1": few, "dev-2": just})
+    own = finishing_config(site.config, "small", target, 1, 2)
+    found = divided(own, space, target, fleet)
+    assert (found.expanded, found.alone, found.left_out) == (("dev-0",), ("dev-2",), ("dev-1",))
+    assert cost(space, target).macs < found.largest_macs <= 3 * cost(space, target).macs
+    many = own.model_copy(update={"round": own.round.model_copy(update={"min_replies": 3})})
+    with pytest.raises(RunError, match=r"2 of 3 devices .* round\.min_replies = 3"):
+        divided(many, space, target, fleet)
 
 
 def relabelled(site: Site) -> Site:

@@ -112,8 +112,8 @@ def finish(
     device_class: Annotated[str, typer.Option("--class", help="Whose model is too weak.")],
     config: Config = DEFAULT_CONFIG,
     state: State = DEFAULT_STATE,
-    rounds: Annotated[int | None, typer.Option(min=1, help="How many more; 5.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with a finishing.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds more (5).")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with one that was cut off.")] = False,
     simulated: Annotated[
         str | None, typer.Option("--simulate", help="Simulated devices: local or ray.")
     ] = None,
