@@ -71,7 +71,7 @@ CODEC_MACS = 4e11
 
 
 def bench_robust(run: Runner) -> tuple[list[Record], list[dict[str, Any]]]:
-    """Accuracy with liars against plain averaging without: 1 or 4 of 20 clients, seven kinds of lies."""
+    """Accuracy with liars against runs without: 1 or 4 of 20 clients, seven kinds of lies."""
     trials = [_lied_to(rule, None, 0) for rule in RULES]
     for kind, rules in TRIED.items():
         trials += [_lied_to(rule, kind, count) for rule in rules for count in LIARS]
@@ -86,6 +86,7 @@ def bench_robust(run: Runner) -> tuple[list[Record], list[dict[str, Any]]]:
             {
                 "trial": trial.name,
                 "accuracy": spread([one["mean"] for one in mine.values()]),
+                "against its own clean": gap(mine, of(found, f"{trial.name.split(':')[0]}: clean")),
                 "against clean mean": gap(mine, clean),
                 "finite": all(one["finite"] for one in mine.values()),
                 "liars named": f"{sum(n in lying for n in named)}/{len(lying) * len(mine)}",

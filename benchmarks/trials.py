@@ -161,13 +161,16 @@ def of(found: Sequence[Record], trial: str) -> dict[int, Record]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, in points."""
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * mean(values):.2f} ± {100 * deviation:.2f}"
+    """Mean ± standard deviation, in points; of one seed the value alone."""
+    deviation = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.2f}{deviation}"
 
 
 def gap(mine: Mapping[int, Record], base: Mapping[int, Record]) -> str:
-    """Paired difference of two trials' mean accuracy, ± its standard error, in points."""
+    """Paired difference of two trials' mean accuracy, ± its standard error, in points.
+
+    One pair has no error to tell.
+    """
     gaps = [mine[seed]["mean"] - base[seed]["mean"] for seed in mine if seed in base]
-    error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("inf")
-    return f"{100 * mean(gaps):+.2f} ± {100 * error:.2f}"
+    error = f" ± {100 * stdev(gaps) / len(gaps) ** 0.5:.2f}" if len(gaps) > 1 else ""
+    return f"{100 * mean(gaps):+.2f}{error}"

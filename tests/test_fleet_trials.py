@@ -128,6 +128,7 @@ def test_tables_are_made_of_paired_differences() -> None:
 
     _, rows = bench_robust(made)
     assert {row["against clean mean"] for row in rows} == {"+0.00 ± 0.00", "-10.00 ± 0.00"}
+    assert all(row["against its own clean"] == row["against clean mean"] for row in rows)
     one = next(row for row in rows if row["trial"] == "clip + trimmed mean: 1 NaN")
     assert (one["liars named"], one["others named"]) == ("3/3", 0)
     four = next(row for row in rows if row["trial"] == "clip + median: 4 constant")
