@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from broken_converter import export_or_crash_by_name
 from fedofa.server import cli, fleet_command, measured_subnets, production
+from fedofa.server.commands import work
 from fedofa.server.checkpoint import CheckpointStore
 from fedofa.server.config import RunConfig
 from fedofa.server.events import read_events
@@ -231,7 +232,7 @@ def test_measurements_of_another_supernet_are_not_planned_from(site: Site, tmp_p
 def test_the_command_shows_a_plan_and_refuses_what_does_not_go_together(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_config", lambda _path, _seed: site.config)
+    monkeypatch.setattr(work, "config_of", lambda _path: site.config)
     arguments = ["specialize", "--state", str(site.state), "--plan-only"]
     asked = ["--fleet", str(site.state / "sensors.json"), "--artifacts", "5"]
     shown = CliRunner().invoke(cli.app, [*arguments, *asked])
