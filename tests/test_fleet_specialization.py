@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from broken_converter import export_or_crash_by_name
 from fedofa.server import cli, fleet_command, measured_subnets, production
-from fedofa.server.commands import work
 from fedofa.server.checkpoint import CheckpointStore
+from fedofa.server.commands import work
 from fedofa.server.config import RunConfig
 from fedofa.server.events import read_events
 from fedofa.server.fleet_command import FleetOptions, delivered, plan_job
