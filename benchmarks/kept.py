@@ -1,6 +1,7 @@
 """Trials that ended, a line each in a file: a benchmark of hours that was stopped goes on there.
 
-It goes on with the same code only: a trial of another commit is not found.
+It goes on with the same code only: a trial of another commit is not found, nor one of files that
+differ from their commit, which cannot be told from others that differ.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ class Kept:
 
     def __init__(self, path: Path, commit: str) -> None:
         self._path, self._commit = path, commit
-        lines = [one for one in _lines(path) if one["commit"] == commit]
+        whole = bool(commit) and not commit.endswith("+")
+        lines = [one for one in _lines(path) if whole and one["commit"] == commit]
         self._found = {(one["of"], one["seed"]): one for one in lines}
 
     def find(self, trial: "Trial", seed: int) -> Record | None:

@@ -51,7 +51,8 @@ def measured_of(arch: Arch) -> Measured:
 def searched(
     folder: Path, method: str, silent: Sequence[Budget] = (), **search: Any
 ) -> tuple[dict[str, Choice], Counting, list[str], dict[str, str]]:
-    fields = {"samples": 12, "finalists": 2, "random_baseline": 3, **search, "method": method}
+    few = {"samples": 12, "finalists": 2, "random_baseline": 3, "population": 16, "generations": 3}
+    fields = {**few, **search, "method": method}
     run = Run(folder, small_config(search=fields), grid_of(small_fleet(folder)))
     fleet, training = run.roll.gather(), run.training
     evaluator = Counting(run.exchange, fleet, training.space, training.weights, run.log)

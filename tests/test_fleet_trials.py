@@ -196,7 +196,10 @@ def test_trials_that_ended_are_not_run_again_but_with_other_code(tmp_path: Path)
     assert Kept(path, "abc").find(trial, 5)
     assert again.find(trial, 4) is None
     assert again.find(replace(trial, budget_macs=1e9), 3) is None
-    assert Kept(path, "abc+").find(trial, 3) is None
+    assert Kept(path, "abcd").find(trial, 3) is None
+    for unclear in ("", "abc+"):
+        Kept(path, unclear).add(trial, {**record, "seed": 9})
+        assert Kept(path, unclear).find(trial, 9) is None
     path.write_text("cut sho\n" + path.read_text().splitlines()[0] + "\n")
     with pytest.raises(UsageError, match=r"found\.jsonl, line 1 is no JSON"):
         Kept(path, "abc")

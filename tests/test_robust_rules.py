@@ -290,19 +290,35 @@ def test_a_minority_cannot_lift_the_bound(found: list[Update], liar: int, by: fl
     assert max(medians, default=0.0) <= most * (1 + 1e-6)
 
 
+MANY = {"w": (40, 30)}
+
+
 @pytest.mark.parametrize(
-    "rule",
-    [Median(SHAPES), TrimmedMean(SHAPES, 0.2), TrimmedMean(SHAPES, 0.45)],
-    ids=["median", "trim 0.2", "trim 0.45"],
+    ("rule", "liars"),
+    [
+        (lambda: Median(MANY), 2),
+        (lambda: Median(MANY), 5),
+        (lambda: TrimmedMean(MANY, 0.2), 4),
+        (lambda: TrimmedMean(MANY, 0.3), 6),
+        (lambda: TrimmedMean(MANY, 0.45), 7),
+    ],
+    ids=["median, 2", "median, 5", "trim 0.2, 4", "trim 0.3, 6", "trim 0.45, 7"],
 )
-def test_who_lies_at_the_edge_is_named_and_nobody_who_is_only_dropped(rule: Fold) -> None:
+def test_who_lies_at_the_edge_is_named_and_nobody_who_is_only_dropped(
+    rule: Callable[[], Fold], liars: int
+) -> None:
     rng = np.random.default_rng(2)
-    alike = [whole(f"h{k:02d}", {"w": rng.normal(size=(5, 4))}) for k in range(18)]
-    liars = [
-        whole("l0", {"w": -10 + rng.normal(size=(5, 4))}),
-        whole("l1", {"w": 10 * rng.choice([-1.0, 1.0], size=(5, 4))}),
+    sizes = np.linspace(0.7, 1.8, 20 - liars)  # some change more than others
+    alike = [
+        whole(f"h{k:02d}", {"w": by * rng.normal(size=MANY["w"])}) for k, by in enumerate(sizes)
     ]
-    assert folded(rule, [*alike, *liars]).suspects == {"l0": "trimmed", "l1": "trimmed"}
+    for lies in (
+        [np.full(MANY["w"], -10.0) for _ in range(liars)],
+        [-10 + rng.normal(size=MANY["w"]) for _ in range(liars)],
+        [20 * rng.choice([-1.0, 1.0], size=MANY["w"]) for _ in range(liars)],
+    ):
+        found = [*alike, *(whole(f"l{k}", {"w": lie}) for k, lie in enumerate(lies))]
+        assert folded(rule(), found).suspects == {f"l{k}": "trimmed" for k in range(liars)}
 
 
 def test_krum_leaves_out_liars_and_says_whom() -> None:

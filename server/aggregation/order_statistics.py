@@ -22,11 +22,11 @@ from ...supernet.weights import Shapes
 from .spool import Spool, Values
 from .update import Merged, Update
 
-EXTREME, SUSPECT_SHARE = 0.2, 0.8
-"""A client is suspected when so large a share of its values lies among the lowest or highest fifth.
+EDGE_OF_MEDIAN, MOST_EDGE = 0.25, 0.35
+"""What share of lowest and of highest values is the edge, by which clients are judged.
 
-Not when it was dropped, whatever the rule drops: of twenty alike clients a median drops each one's values
-nineteen times in twenty, and would name all of them.
+The trimmed mean's is what it drops, up to `MOST_EDGE`. A median drops of twenty alike clients each one's
+values nineteen times in twenty, and would name all of them.
 """
 Combine = Callable[[Values, "NDArray[np.float32]", Values, Values], Values]
 
@@ -35,6 +35,15 @@ def tolerated(holders: int, trim: float) -> int:
     """How many liars among so many holders of a value the trimmed mean tolerates."""
     # The product is rounded first: 0.2 · 5 must not become 2 by an error in the last place.
     return min(math.ceil(round(trim * holders, 9)), (holders - 1) // 2) if holders else 0
+
+
+def suspicious(edge: float) -> float:
+    """Beyond which share of its values at the edge a client is suspected: 0.8 for a fifth.
+
+    Alike clients are there with twice the share `edge`; one whose changes are twice as large with
+    less than this.
+    """
+    return 1 - (1 - 2 * edge) / 3
 
 
 class TrimmedMean:
@@ -50,7 +59,7 @@ class TrimmedMean:
     def result(self) -> Merged:
         """The trimmed mean, made block by block; names the clients that were mostly at the edge."""
         dropped = [tolerated(n, self._trim) for n in range(len(self._spool) + 1)]
-        edge = min(self._trim, EXTREME)
+        edge = min(self._trim, MOST_EDGE)
         return _merged(self._spool, self._shapes, np.asarray(dropped), edge, _weighted_mean)
 
 
@@ -67,7 +76,7 @@ class Median:
     def result(self) -> Merged:
         """The median, made block by block; names the clients that were mostly at the edge."""
         dropped = [max(n - 1, 0) // 2 for n in range(len(self._spool) + 1)]
-        return _merged(self._spool, self._shapes, np.asarray(dropped), EXTREME, _middle)
+        return _merged(self._spool, self._shapes, np.asarray(dropped), EDGE_OF_MEDIAN, _middle)
 
 
 def _weighted_mean(v_kb: Values, weight_k: Any, low_b: Values, high_b: Values) -> Values:
@@ -131,7 +140,7 @@ def _merged(
     suspects = {
         update.device: "trimmed"
         for update, out, of in zip(light, extreme, judged, strict=True)
-        if of and out > SUSPECT_SHARE * of
+        if of and out > suspicious(edge) * of
     }
     trained: dict[str, Tensor | bool] = {
         name: (True if bool(masks[name].all()) else masks[name]) if name in masks else False
