@@ -26,7 +26,7 @@ from .events import EventLog
 from .figures import Measured
 from .fleet import Fleet
 from .fleet_file import Rejected
-from .fleet_plan import FOLDER, FleetPlan, artifact_name
+from .fleet_plan import FOLDER, FleetPlan
 from .fleet_reasons import reason_of
 from .model_folders import MODELS, ModelFolders
 from .production import Production
@@ -61,6 +61,7 @@ class Delivery:
     ) -> None:
         self._config, self._evaluator = config, evaluator
         self._fleet, self._log = fleet, log
+        self._names: list[str] = []
         self._sizes: dict[int, int] = {}
         self._measured: dict[int, Measured] = {}
         self._works: list[Production] = []
@@ -77,14 +78,15 @@ class Delivery:
         folders = ModelFolders(folder / FOLDER / plan.fleet / MODELS)
         folders.sweep()
         artifacts = plan.plan.artifacts
+        self._names = [plan.name_of(one) for one in artifacts]
         try:
             self._make(artifacts, folders)
             with Registry(registry_root) as registry:
                 publish = partial(registry.publish, channel=channel)
                 made, placed, refused = self._publish(plan, publish)
         finally:
-            for one in artifacts:
-                folders.discard(artifact_name(one.kind, one.arch))
+            for name in self._names:
+                folders.discard(name)
         if not made:
             failed = [f"{n}: {why}" for work in self._works for n, why in work.failed.items()]
             failed += [f"{one.device}: {one.field}: {one.reason}" for one in refused]
@@ -108,7 +110,7 @@ class Delivery:
                 work = Production(self._config, self._evaluator, self._fleet, folders, self._log)
                 self._works.append(work)
                 steps(MEASURING)
-                names = {at: _name(artifacts[at]) for at in batch}
+                names = {at: self._names[at] for at in batch}
                 work.begin(self._chosen(work, artifacts, names))
                 work.files(converters, steps)
                 found = work.verify(steps)
@@ -154,11 +156,11 @@ class Delivery:
     ) -> tuple[dict[int, Made], tuple[Placed, ...], list[Rejected]]:
         """Publish what devices are settled on, anew as long as something fails at the last step."""
         artifacts, made = plan.plan.artifacts, dict[int, Made]()
-        places = {_name(one): at for at, one in enumerate(artifacts)}
+        places = {name: at for at, name in enumerate(self._names)}
         while True:
             placed, refused = settled(artifacts, self._sizes, plan.plan.placed)
-            wanted = {_name(artifacts[one.artifact]) for one in placed}
-            waiting = wanted - {_name(artifacts[at]) for at in made}
+            wanted = {self._names[one.artifact] for one in placed}
+            waiting = wanted - {self._names[at] for at in made}
             if not waiting:
                 return made, tuple(placed), [reason_of(one) for one in refused]
             for work in self._works:
@@ -167,10 +169,6 @@ class Delivery:
             for name in waiting:
                 if places[name] not in made:
                     del self._sizes[places[name]]
-
-
-def _name(artifact: Artifact) -> str:
-    return artifact_name(artifact.kind, artifact.arch)
 
 
 class _Steps:

@@ -36,13 +36,21 @@ MOST_ARTIFACTS = 64
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """A plan with what belongs to it: for which supernet, who is not served and why, what was known."""
+    """A plan with what belongs to it: for which supernet, who is not served and why, what was known.
+
+    `run` is the run's name, or the run's and its branch's.
+    """
 
     fleet: str
+    run: str
     supernet_sha256: str
     plan: Plan
     not_served: tuple[Rejected, ...]
     known: Mapping[str, object]
+
+    def name_of(self, artifact: Artifact) -> str:
+        """The class that an artifact of the plan is published for."""
+        return artifact_name(self.run, artifact.kind, artifact.arch)
 
 
 def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
@@ -66,7 +74,7 @@ def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
         "predictor": rank_report(space, measured, PREDICTORS[config.search.predictor]).to_dict(),
         "latency": dict(asked.trust),
     }
-    return FleetPlan(path.stem, supernet, found, not_served, known)
+    return FleetPlan(path.stem, config.name, supernet, found, not_served, known)
 
 
 def planned(
@@ -149,12 +157,13 @@ def _front(table: Table, kind: FileKind, asked: Wanted) -> Table:
     return table.front(columns | {column for one in mine for column, _ in one.shared.values()})
 
 
-def artifact_name(kind: FileKind, arch: Arch) -> str:
-    """The class that an artifact is published for: the same for the same subnet and kind, always.
+def artifact_name(run: str, kind: FileKind, arch: Arch) -> str:
+    """The class that an artifact is published for: the same for a run's same subnet and kind, always.
 
-    So a device that has not heard of a new plan yet keeps a model that it can take.
+    So a device that has not heard of a new plan yet keeps a model that it can take, and runs that
+    share a registry leave each other's artifacts alone.
     """
-    told = json.dumps(dict(arch), sort_keys=True, separators=(",", ":"))
+    told = json.dumps([run, dict(arch)], sort_keys=True, separators=(",", ":"))
     return f"{kind}.{sha256(told.encode()).hexdigest()[:12]}"
 
 
@@ -165,6 +174,7 @@ def write_plan(folder: Path, found: FleetPlan) -> Path:
     plan = found.plan
     told = {
         "fleet": found.fleet,
+        "run": found.run,
         "supernet_sha256": found.supernet_sha256,
         "artifacts": [{**asdict(one), "arch": dict(one.arch)} for one in plan.artifacts],
         "devices": [
@@ -201,7 +211,8 @@ def read_plan(path: Path, space: Space) -> FleetPlan:
         not_served = tuple(Rejected(**row) for row in told["not_served"])
         counts = (told["candidates"], told["fronts"], told["distinct"])
         plan = Plan(artifacts, placed, (), (), *counts)
-        return FleetPlan(told["fleet"], told["supernet_sha256"], plan, not_served, told["known"])
+        names = (told["fleet"], told["run"], told["supernet_sha256"])
+        return FleetPlan(*names, plan, not_served, told["known"])
     except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise ArtifactError(f"plan {path} cannot be read ({error}); plan again") from None
 
