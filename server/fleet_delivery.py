@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..specialize.export import preload
-from ..specialize.fleet.plan import Artifact, Placed
+from ..specialize.fleet.plan import Artifact, Placed, Refused
 from ..specialize.fleet.settle import settled
 from ..specialize.fork_server import ForkServer
 from ..supernet.cost import Budget, cost
@@ -27,7 +27,7 @@ from .figures import Measured
 from .fleet import Fleet
 from .fleet_file import Rejected
 from .fleet_plan import FOLDER, FleetPlan
-from .fleet_reasons import reason_of
+from .fleet_reasons import unmade_reason
 from .model_folders import MODELS, ModelFolders
 from .production import Production
 from .registry import Registry
@@ -162,13 +162,24 @@ class Delivery:
             wanted = {self._names[one.artifact] for one in placed}
             waiting = wanted - {self._names[at] for at in made}
             if not waiting:
-                return made, tuple(placed), [reason_of(one) for one in refused]
+                return made, tuple(placed), self._reasons(plan, refused)
             for work in self._works:
                 for one in work.publish(publish, lambda _what: None, waiting):
                     made[places[one.name]] = one
             for name in waiting:
                 if places[name] not in made:
                     del self._sizes[places[name]]
+
+    def _reasons(self, plan: FleetPlan, refused: Sequence[Refused]) -> list[Rejected]:
+        """Why devices that were planned for are not served after all."""
+        planned = {one.demand.device: one.artifact for one in plan.plan.placed}
+        failed = {name: why for work in self._works for name, why in work.failed.items()}
+        found = []
+        for one in refused:
+            at = planned[one.demand.device]
+            why = None if at in self._sizes else failed.get(self._names[at], "no file was verified")
+            found.append(unmade_reason(one, self._names[at], why))
+        return found
 
 
 class _Steps:
