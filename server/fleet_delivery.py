@@ -15,7 +15,7 @@ from ..specialize.fleet.plan import Artifact, Placed, Refused
 from ..specialize.fleet.settle import settled
 from ..specialize.fork_server import ForkServer
 from ..supernet.cost import Budget, cost
-from ..supernet.errors import RunError, UsageError
+from ..supernet.errors import FedofaError, RunError, UsageError
 from ..supernet.space import Arch
 from ..supernet.weights import digest
 from . import production
@@ -106,14 +106,20 @@ class Delivery:
         batches = [places[at : at + AT_ONCE] for at in range(0, len(artifacts), AT_ONCE)]
         steps = _Steps(len(batches), self._log)
         with ForkServer(preload) as converters:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 work = Production(self._config, self._evaluator, self._fleet, folders, self._log)
                 self._works.append(work)
-                steps(MEASURING)
+                steps.begin(number)
                 names = {at: self._names[at] for at in batch}
-                work.begin(self._chosen(work, artifacts, names))
-                work.files(converters, steps)
-                found = work.verify(steps)
+                try:
+                    work.begin(self._chosen(work, artifacts, names))
+                    work.files(converters, steps)
+                    found = work.verify(steps)
+                except (FedofaError, OSError) as error:  # of all of them; other batches go on
+                    for name in names.values():
+                        if name not in work.failed:
+                            work.fail(name, error)
+                    continue
                 for at, name in names.items():
                     if name in found:
                         self._sizes[at] = found[name][artifacts[at].kind]
@@ -187,7 +193,13 @@ class _Steps:
 
     def __init__(self, batches: int, log: EventLog) -> None:
         self._done, self._log = 0, log
-        self._total = batches * len((MEASURING, *production.STEPS)) - batches + 1
+        self._each = len((MEASURING, *production.STEPS)) - 1  # publishing is one step for all
+        self._total = batches * self._each + 1
+
+    def begin(self, batch: int) -> None:
+        """Tell a batch's first step, wherever the one before ended."""
+        self._done = batch * self._each
+        self(MEASURING)
 
     def __call__(self, what: str) -> None:
         self._log("step", what=what, done=self._done, total=self._total)

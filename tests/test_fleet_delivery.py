@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from fedofa.server import fleet_delivery
 from fedofa.server.chosen import Chosen
-from fedofa.server.events import EventLog
+from fedofa.server.events import EventLog, read_events
 from fedofa.server.fleet_delivery import Delivered, Delivery
 from fedofa.server.fleet_plan import FleetPlan
 from fedofa.specialize.fleet.demand import Bound, Demand
 from fedofa.specialize.fleet.plan import Artifact, Placed, Plan
+from fedofa.supernet.errors import RunError
 from toy_search import ALL, TOY
 
 KIND = "onnx_int8"
@@ -106,3 +107,18 @@ def test_a_device_whose_artifact_failed_is_told_so_and_not_that_nothing_fits(del
         f"its artifact {names[2]} could not be made (the converter broke; see class_failed in the "
         "event log), and none of the others fits; plan again with more --artifacts",
     )
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), RunError("too few replies")])
+def test_a_batch_that_breaks_leaves_the_others(
+    deliver: Any, error: Exception, tmp_path: Path
+) -> None:
+    plan = plan_of(40)
+    names = [plan.name_of(one) for one in plan.plan.artifacts]
+    done = deliver(plan, dict.fromkeys(names, 100), _20=error)
+    assert list(done.made) == [*range(16), *range(32, 40)]
+    assert len(done.placed) == 40  # whoever lost an artifact takes a smaller one
+    steps = [event for event, _ in read_events(tmp_path / "log") if event["event"] == "step"]
+    assert [event["done"] for event in steps] == [0, 1, 5, 6, 10, 11]
+    with pytest.raises(RunError, match=f"no artifact could be published; .*{error}"):
+        deliver(plan_of(1), {}, _0=error)
