@@ -1,10 +1,19 @@
 """What goes wrong around a fleet's plan: whose fault it is is said, and the others go on."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from fedofa.server import fleet_runtimes
+from fedofa.server import fleet_runtimes, measured_subnets
+from fedofa.server.accuracies import Accuracies
+from fedofa.server.events import EventLog
+from fedofa.server.fleet import Fleet
 from fedofa.server.fleet_plan import artifact_name
+from fedofa.server.specialization import Specialization
+from fedofa.supernet.errors import UsageError
+from fleets import small_config
 from test_fleet_file import device, few_looks, fleet, measured_by, rejected
 from toy_search import ALL, TOY
 
@@ -68,3 +77,27 @@ def test_a_runtime_whose_latency_is_predicted_as_no_number_rejects_its_own_devic
     found = rejected(fleet(bad, runtimes=runtimes), tmp_path, lambda: probes)
     assert found.keys() == {"bad"}
     assert ("measure it again" if ends else "no subnet fits") in found["bad"]
+
+
+@pytest.mark.parametrize("kind", [Accuracies, Specialization])
+@pytest.mark.parametrize("damage", ["{", '{"searches": 0}', "folder"])
+def test_damaged_measurements_are_told_before_anything_is_searched(
+    kind: Any, damage: str, tmp_path: Path
+) -> None:
+    path = tmp_path / measured_subnets.FILE
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_text(damage)
+    config = small_config()
+    space = config.build_space()
+    weights = np.zeros(1, dtype=np.float32)
+    state: Any = SimpleNamespace(round=1, weights=weights)
+    log = EventLog(tmp_path / "log")
+    nobody: Any = Fleet({})
+    of = state if kind is Accuracies else weights
+    work = kind(config, space, of, SimpleNamespace(), nobody, log)
+    arguments = [tmp_path] if kind is Accuracies else [tmp_path, tmp_path / "registry"]
+    with pytest.raises(UsageError, match=r"measured.json: .*; remove .* and measure"):
+        work.run(*arguments)
+    assert not log.path.exists()
