@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 from fedofa.server.fleet_demands import Wanted, wanted
 from fedofa.server.fleet_file import read_fleet
-from fedofa.server.fleet_plan import FleetPlan, write_plan
+from fedofa.server.fleet_plan import FleetPlan
+from fedofa.server.fleet_plan_file import write_plan
 from fedofa.specialize.fleet.candidates import Accuracies, candidates
 from fedofa.specialize.fleet.demand import Demand
 from fedofa.specialize.fleet.plan import Plan, plan_fleet

@@ -1,5 +1,6 @@
 """What goes wrong around a fleet's plan: whose fault it is is said, and the others go on."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,10 @@ from fedofa.server import fleet_runtimes, measured_subnets
 from fedofa.server.accuracies import Accuracies
 from fedofa.server.events import EventLog
 from fedofa.server.fleet import Fleet
-from fedofa.server.fleet_plan import artifact_name
+from fedofa.server.fleet_plan import FleetPlan, artifact_name, check_name
+from fedofa.server.fleet_plan_file import read_plan, write_plan
 from fedofa.server.specialization import Specialization
+from fedofa.specialize.fleet.plan import Plan
 from fedofa.supernet.errors import UsageError
 from fleets import small_config
 from test_fleet_file import device, few_looks, fleet, measured_by, rejected
@@ -101,3 +104,25 @@ def test_damaged_measurements_are_told_before_anything_is_searched(
     with pytest.raises(UsageError, match=r"measured.json: .*; remove .* and measure"):
         work.run(*arguments)
     assert not log.path.exists()
+
+
+@pytest.mark.parametrize("name", ["...json", ".json", "a b.json", "a\n.json", "x" * 65, "é.json"])
+def test_a_fleet_whose_file_cannot_name_a_folder_is_refused(name: str) -> None:
+    check_name(Path("sensors-2.v1.json"))
+    with pytest.raises(UsageError, match="Rename the file"):
+        check_name(Path("folder") / name)
+
+
+def test_a_plan_replaces_neither_another_fleets_nor_one_that_a_job_reads(tmp_path: Path) -> None:
+    plan = Plan((), (), (), (), 0, {}, 0)
+    first = FleetPlan("f", "run", "sha", plan, (), {"measured_subnets": 10}, "/one/f.json")
+    later = replace(first, known={"measured_subnets": 20})
+    of_job = write_plan(tmp_path, first)
+    assert write_plan(tmp_path, later) != of_job
+    assert read_plan(of_job, TOY) == first
+    assert read_plan(tmp_path / "fleets/f/plan.json", TOY) == later
+    with pytest.raises(UsageError, match=r"is of the fleet /one/f.json, and /two/f.json would"):
+        write_plan(tmp_path, replace(first, source="/two/f.json"))
+    assert read_plan(tmp_path / "fleets/f/plan.json", TOY) == later
+    (tmp_path / "fleets/f/plan.json").write_text("{}")
+    write_plan(tmp_path, replace(first, source="/two/f.json"))
