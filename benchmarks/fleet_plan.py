@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 from fedofa.server.fleet_demands import Wanted, wanted
 from fedofa.server.fleet_file import read_fleet
-from fedofa.server.fleet_plan import FleetPlan, write_plan
+from fedofa.server.fleet_plan import FleetPlan
+from fedofa.server.fleet_plan_file import write_plan
 from fedofa.specialize.fleet.candidates import Accuracies, candidates
 from fedofa.specialize.fleet.demand import Demand
 from fedofa.specialize.fleet.plan import Plan, plan_fleet
@@ -74,7 +75,7 @@ def _planned(name: str) -> list[dict[str, Any]]:
         demands = _timed(stages, "gateways", lambda: [*asked.alone, *_shares(asked, table)])
         plan = _timed(stages, "assign", lambda: plan_fleet(table, demands, ARTIFACTS))
         known = {"predictor": {}, "latency": {}, "measured_subnets": MEASURED}
-        done = FleetPlan("fleet", "0" * 64, plan, (), known)
+        done = FleetPlan("fleet", "run", "0" * 64, plan, (), known)
         _timed(stages, "write", lambda: write_plan(Path(folder), done))
     gaps = _own_searches(asked, accuracies, plan) if name == "digits" else []
     total = tuple(sum(each) for each in zip(*stages.values(), strict=True))

@@ -59,6 +59,8 @@ class Accuracies:
         """Search each class's best subnet and write what it scores; RunError when none could be."""
         if self._local:
             self._evaluator.personal = self._personal
+        else:
+            measured_subnets.check(folder)
         classes = self._classes()
         choices = search_classes(
             self._config, self._space, self._evaluator, classes, self._tell, self._fail

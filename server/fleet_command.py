@@ -9,7 +9,8 @@ from ..supernet.errors import UsageError
 from .branches.places import branch_folder
 from .branches.trained import branch_names, trained
 from .config import RunConfig
-from .fleet_plan import FleetPlan, plan_for, write_plan
+from .fleet_plan import FleetPlan, plan_for
+from .fleet_plan_file import write_plan
 from .fleet_report import planned_report, read_assignment
 from .jobs import Job
 from .operate import follow_job, run_folder, specialize_job

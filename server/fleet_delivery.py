@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from ..specialize.export import preload
-from ..specialize.fleet.plan import Artifact, Placed
+from ..specialize.fleet.plan import Artifact, Placed, Refused
 from ..specialize.fleet.settle import settled
 from ..specialize.fork_server import ForkServer
 from ..supernet.cost import Budget, cost
-from ..supernet.errors import RunError, UsageError
+from ..supernet.errors import FedofaError, RunError, UsageError
 from ..supernet.space import Arch
 from ..supernet.weights import digest
 from . import production
@@ -26,8 +26,8 @@ from .events import EventLog
 from .figures import Measured
 from .fleet import Fleet
 from .fleet_file import Rejected
-from .fleet_plan import FOLDER, FleetPlan, artifact_name
-from .fleet_reasons import reason_of
+from .fleet_plan import FOLDER, FleetPlan
+from .fleet_reasons import unmade_reason
 from .model_folders import MODELS, ModelFolders
 from .production import Production
 from .registry import Registry
@@ -61,6 +61,7 @@ class Delivery:
     ) -> None:
         self._config, self._evaluator = config, evaluator
         self._fleet, self._log = fleet, log
+        self._names: list[str] = []
         self._sizes: dict[int, int] = {}
         self._measured: dict[int, Measured] = {}
         self._works: list[Production] = []
@@ -77,14 +78,15 @@ class Delivery:
         folders = ModelFolders(folder / FOLDER / plan.fleet / MODELS)
         folders.sweep()
         artifacts = plan.plan.artifacts
+        self._names = [plan.name_of(one) for one in artifacts]
         try:
             self._make(artifacts, folders)
             with Registry(registry_root) as registry:
                 publish = partial(registry.publish, channel=channel)
                 made, placed, refused = self._publish(plan, publish)
         finally:
-            for one in artifacts:
-                folders.discard(artifact_name(one.kind, one.arch))
+            for name in self._names:
+                folders.discard(name)
         if not made:
             failed = [f"{n}: {why}" for work in self._works for n, why in work.failed.items()]
             failed += [f"{one.device}: {one.field}: {one.reason}" for one in refused]
@@ -104,14 +106,20 @@ class Delivery:
         batches = [places[at : at + AT_ONCE] for at in range(0, len(artifacts), AT_ONCE)]
         steps = _Steps(len(batches), self._log)
         with ForkServer(preload) as converters:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 work = Production(self._config, self._evaluator, self._fleet, folders, self._log)
                 self._works.append(work)
-                steps(MEASURING)
-                names = {at: _name(artifacts[at]) for at in batch}
-                work.begin(self._chosen(work, artifacts, names))
-                work.files(converters, steps)
-                found = work.verify(steps)
+                steps.begin(number)
+                names = {at: self._names[at] for at in batch}
+                try:
+                    work.begin(self._chosen(work, artifacts, names))
+                    work.files(converters, steps)
+                    found = work.verify(steps)
+                except (FedofaError, OSError) as error:  # of all of them; other batches go on
+                    for name in names.values():
+                        if name not in work.failed:
+                            work.fail(name, error)
+                    continue
                 for at, name in names.items():
                     if name in found:
                         self._sizes[at] = found[name][artifacts[at].kind]
@@ -154,13 +162,13 @@ class Delivery:
     ) -> tuple[dict[int, Made], tuple[Placed, ...], list[Rejected]]:
         """Publish what devices are settled on, anew as long as something fails at the last step."""
         artifacts, made = plan.plan.artifacts, dict[int, Made]()
-        places = {_name(one): at for at, one in enumerate(artifacts)}
+        places = {name: at for at, name in enumerate(self._names)}
         while True:
             placed, refused = settled(artifacts, self._sizes, plan.plan.placed)
-            wanted = {_name(artifacts[one.artifact]) for one in placed}
-            waiting = wanted - {_name(artifacts[at]) for at in made}
+            wanted = {self._names[one.artifact] for one in placed}
+            waiting = wanted - {self._names[at] for at in made}
             if not waiting:
-                return made, tuple(placed), [reason_of(one) for one in refused]
+                return made, tuple(placed), self._reasons(plan, refused)
             for work in self._works:
                 for one in work.publish(publish, lambda _what: None, waiting):
                     made[places[one.name]] = one
@@ -168,9 +176,16 @@ class Delivery:
                 if places[name] not in made:
                     del self._sizes[places[name]]
 
-
-def _name(artifact: Artifact) -> str:
-    return artifact_name(artifact.kind, artifact.arch)
+    def _reasons(self, plan: FleetPlan, refused: Sequence[Refused]) -> list[Rejected]:
+        """Why devices that were planned for are not served after all."""
+        planned = {one.demand.device: one.artifact for one in plan.plan.placed}
+        failed = {name: why for work in self._works for name, why in work.failed.items()}
+        found = []
+        for one in refused:
+            at = planned[one.demand.device]
+            why = None if at in self._sizes else failed.get(self._names[at], "no file was verified")
+            found.append(unmade_reason(one, self._names[at], why))
+        return found
 
 
 class _Steps:
@@ -178,7 +193,13 @@ class _Steps:
 
     def __init__(self, batches: int, log: EventLog) -> None:
         self._done, self._log = 0, log
-        self._total = batches * len((MEASURING, *production.STEPS)) - batches + 1
+        self._each = len((MEASURING, *production.STEPS)) - 1  # publishing is one step for all
+        self._total = batches * self._each + 1
+
+    def begin(self, batch: int) -> None:
+        """Tell a batch's first step, wherever the one before ended."""
+        self._done = batch * self._each
+        self(MEASURING)
 
     def __call__(self, what: str) -> None:
         self._log("step", what=what, done=self._done, total=self._total)

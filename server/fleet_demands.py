@@ -5,84 +5,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..protos.probes import KindMeasured, ProbeSet, absurd, read_measurements
-from ..specialize.fleet.columns import (
-    EXACT,
-    VALUE_BYTES,
-    Columns,
-    Figure,
-    energy,
-    file_bytes,
-    latency,
-    operator,
-    operators,
-)
+from ..protos.probes import ProbeSet
+from ..specialize.fleet.columns import VALUE_BYTES, Columns, Figure, file_bytes, operator, operators
 from ..specialize.fleet.demand import Bound, Demand
 from ..specialize.fleet.shares import Hosted
-from ..supernet.errors import FedofaError
+from ..supernet.errors import UsageError
 from ..supernet.space import Space
-from .fleet_file import DeviceFields, FleetFile, Rejected, RuntimeFields, Unusable, check_speed
-from .latencies import device_latency
+from .fleet_file import DeviceFields, FleetFile, Rejected, Unusable
+from .fleet_runtimes import Runtime, Terms, usable_runtime
 
 OPERATORS = (
     "conv", "depthwise", "gelu", "hsigmoid", "hswish", "linear", "matmul", "norm", "pool", "relu",
     "relu6", "silu", "softmax", "table",
 )  # fmt: skip
 """What a runtime may lack, besides whatever else a user's own space is made of."""
-Terms = dict[str, tuple[str, float]]
-"""Name of a bound → the column and the factor that estimate it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """A runtime that can be used. `measured`: its fastest probe's multiply-accumulates a second,
-    and on how many threads, where it was measured."""
-
-    name: str
-    fields: RuntimeFields
-    measured: tuple[float, int] | None = None
-
-    def terms(self, device: DeviceFields) -> Terms:
-        """What estimates each bound on this device, where something does. Unusable: absurd speed."""
-        kind = self.fields.kind
-        found: Terms = {name: (name, 1.0) for name in EXACT}
-        found["file_bytes"] = (f"file_bytes:{kind}", 1.0)
-        if (speed := self._latency(device)) is not None:
-            found["latency_ms"] = speed
-            if self.fields.power_w is not None:  # watts times milliseconds are millijoules
-                found["energy_mj"] = (speed[0], speed[1] * self.fields.power_w)
-        if self.fields.pj_per_mac is not None:
-            found["energy_mj"] = (f"energy_mj:{self.name}", 1.0)
-        return found
-
-    def _latency(self, device: DeviceFields) -> tuple[str, float] | None:
-        if self.measured is not None:
-            if device.macs_per_s is not None:
-                raise Unusable(
-                    "macs_per_s",
-                    f"runtime {self.name} has measurements, and they may contradict; give the "
-                    "device a slowdown instead",
-                )
-            check_speed("slowdown", self.measured[0] / device.slowdown, self.measured[1])
-            return f"latency_ms:{self.name}", device.slowdown
-        own = device.macs_per_s or self.fields.macs_per_s
-        if own is None:
-            return None
-        check_speed("macs_per_s", own / device.slowdown, self.fields.threads)
-        return "macs", 1e3 * device.slowdown / own
-
-    def missing(self, bound: str) -> Unusable:
-        """That a bound cannot be estimated, and what to do."""
-        measure = (
-            f"measure it (`fedofa-device profile --probes DIR --kind {self.fields.kind} --out FILE`) "
-            f"and name FILE in runtimes.{self.name}.measurements, or give macs_per_s"
-        )
-        ways = {
-            "latency_ms": f"runtime {self.name} has no measurements and no macs_per_s: {measure}",
-            "energy_mj": f"runtime {self.name} has neither power_w with a latency nor pj_per_mac and "
-            "pj_per_byte: give one of them",
-        }
-        return Unusable(f"budget.{bound}", f"{ways[bound]}; or remove the bound")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +48,7 @@ def wanted(file: FleetFile, folder: Path, space: Space, probes: Callable[[], Pro
     for name, fields in file.runtimes.items():
         try:
             _check_operators(fields.lacks, space)
-            runtimes[name] = _runtime(name, fields, (folder, space, probes), figures, trust)
+            runtimes[name] = usable_runtime(name, fields, (folder, space, probes), figures, trust)
         except Unusable as error:
             unusable[f"runtimes.{name}"] = error
     rejected = list(file.rejected)
@@ -151,11 +87,19 @@ def _demand(
     demand = Demand(
         device.name,
         runtime.fields.kind,
-        tuple(Bound(name, limit, *terms[name]) for name, limit in bounds.items()),
+        tuple(_bound(name, limit, terms[name]) for name, limit in bounds.items()),
         lacks,
         device.weight,
     )
     return demand, terms
+
+
+def _bound(name: str, limit: float, term: tuple[str, float]) -> Bound:
+    """Unusable where limit and factor are too far apart for their quotient to mean anything."""
+    try:
+        return Bound(name, limit, *term)
+    except UsageError as error:
+        raise Unusable(f"budget.{name}", f"{error}; correct what it is estimated from") from None
 
 
 def _named(
@@ -187,54 +131,11 @@ def _shared(
         there = ", ".join(file.gateways) or "none"
         raise Unusable("gateway", f"{name!r} is not in gateways; there are {there}")
     bounds = file.gateways[name].budget.bounds()
-    for bound in bounds:
+    for bound, limit in bounds.items():
         if bound not in terms:
             raise runtime.missing(bound)
+        _bound(bound, limit, terms[bound])
     return {bound: terms[bound] for bound in bounds}
-
-
-def _runtime(
-    name: str,
-    fields: RuntimeFields,
-    measured: tuple[Path, Space, Callable[[], ProbeSet]],
-    figures: dict[str, Figure],
-    trust: dict[str, Mapping[str, object]],
-) -> Runtime:
-    if fields.pj_per_mac is not None and fields.pj_per_byte is not None:
-        figures[f"energy_mj:{name}"] = energy(fields.kind, fields.pj_per_mac, fields.pj_per_byte)
-    if fields.measurements is None:
-        return Runtime(name, fields)
-    folder, space, read_probes = measured
-    try:
-        found = read_measurements(folder / fields.measurements)
-        probes = read_probes()
-    except FedofaError as error:
-        raise Unusable("measurements", str(error)) from None
-    mine = found.of(fields.kind)
-    if mine is None:
-        raise Unusable(
-            "measurements", f"{fields.measurements} has no timings of {fields.kind} files"
-        )
-    if found.probe_set != probes.digest:
-        raise Unusable(
-            "measurements",
-            f"{fields.measurements} is of other probes than the run's; measure those",
-        )
-    if why := absurd(mine, probes):
-        raise Unusable("measurements", f"{fields.measurements}: {why}. Measure it again")
-    try:
-        predictor = device_latency(name, mine, probes, space)
-    except ValueError as error:
-        raise Unusable("measurements", f"{fields.measurements}: {error}") from None
-    figures[f"latency_ms:{name}"] = latency(predictor.predict)
-    trust[name] = {"method": predictor.method, **predictor.errors.to_dict()}
-    return Runtime(name, fields, (_fastest(mine, probes), mine.threads))
-
-
-def _fastest(measured: KindMeasured, probes: ProbeSet) -> float:
-    """Multiply-accumulates a second of the probe that reached most."""
-    macs = {probe.name: probe.macs for probe in probes.probes}
-    return max(macs[name] / seconds for name, seconds in measured.seconds.items())
 
 
 @lru_cache(maxsize=4)

@@ -18,7 +18,8 @@ from ..supernet.errors import UsageError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 Whole = Annotated[int, Field(gt=0, le=2**62)]
-Positive = Annotated[float, Field(gt=0, le=1e15)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e15)]
+"""Below a picosecond, a picojoule or a multiply-accumulate in thirty years nothing is meant."""
 MOST_DEVICES = 1_000_000
 
 

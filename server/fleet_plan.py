@@ -1,19 +1,18 @@
 """The plan for a fleet: from the run's folder and the fleet's file, without any device."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from ..protos import durable
 from ..protos.manifest import FileKind
 from ..protos.probes import ProbeSet
 from ..specialize.fleet.candidates import FEWEST, Accuracies, candidates
-from ..specialize.fleet.demand import Bound, Demand
-from ..specialize.fleet.plan import Artifact, Placed, Plan, plan_fleet
+from ..specialize.fleet.demand import Demand
+from ..specialize.fleet.plan import Artifact, Plan, plan_fleet
 from ..specialize.fleet.shares import divided
 from ..specialize.fleet.table import Table
 from ..specialize.predictors.contract import Sample
@@ -30,19 +29,29 @@ from .fleet_reasons import reason_of, unserved_reason
 from .latencies import read_probe_set
 from .measured_subnets import MORE, samples
 
-FOLDER, PLAN = "fleets", "plan.json"
+FOLDER = "fleets"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MOST_ARTIFACTS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
-    """A plan with what belongs to it: for which supernet, who is not served and why, what was known."""
+    """A plan with what belongs to it: for which supernet, who is not served and why, what was known.
+
+    `run` is the run's name, or the run's and its branch's; `source` is the fleet's file.
+    """
 
     fleet: str
+    run: str
     supernet_sha256: str
     plan: Plan
     not_served: tuple[Rejected, ...]
     known: Mapping[str, object]
+    source: str = ""
+
+    def name_of(self, artifact: Artifact) -> str:
+        """The class that an artifact of the plan is published for."""
+        return artifact_name(self.run, artifact.kind, artifact.arch)
 
 
 def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
@@ -50,6 +59,7 @@ def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
 
     UsageError where the file cannot be read, too few subnets were measured, or no device is left.
     """
+    check_name(path)
     file = read_fleet(path)
     config, space = trained.config, trained.config.build_space()
     supernet = digest(trained.checkpoint.weights)
@@ -66,7 +76,9 @@ def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
         "predictor": rank_report(space, measured, PREDICTORS[config.search.predictor]).to_dict(),
         "latency": dict(asked.trust),
     }
-    return FleetPlan(path.stem, supernet, found, not_served, known)
+    return FleetPlan(
+        path.stem, config.name, supernet, found, not_served, known, str(path.resolve())
+    )
 
 
 def planned(
@@ -149,64 +161,20 @@ def _front(table: Table, kind: FileKind, asked: Wanted) -> Table:
     return table.front(columns | {column for one in mine for column, _ in one.shared.values()})
 
 
-def artifact_name(kind: FileKind, arch: Arch) -> str:
-    """The class that an artifact is published for: the same for the same subnet and kind, always.
+def artifact_name(run: str, kind: FileKind, arch: Arch) -> str:
+    """The class that an artifact is published for: the same for a run's same subnet and kind, always.
 
-    So a device that has not heard of a new plan yet keeps a model that it can take.
+    So a device that has not heard of a new plan yet keeps a model that it can take, and runs that
+    share a registry leave each other's artifacts alone.
     """
-    told = json.dumps(dict(arch), sort_keys=True, separators=(",", ":"))
+    told = json.dumps([run, dict(arch)], sort_keys=True, separators=(",", ":"))
     return f"{kind}.{sha256(told.encode()).hexdigest()[:12]}"
 
 
-def write_plan(folder: Path, found: FleetPlan) -> Path:
-    """Put the plan into the run's folder, for the job that makes its artifacts."""
-    place = folder / FOLDER / found.fleet / PLAN
-    durable.make_folder(place.parent)
-    plan = found.plan
-    told = {
-        "fleet": found.fleet,
-        "supernet_sha256": found.supernet_sha256,
-        "artifacts": [{**asdict(one), "arch": dict(one.arch)} for one in plan.artifacts],
-        "devices": [
-            {
-                "device": one.demand.device,
-                "kind": one.demand.kind,
-                "bounds": [asdict(bound) for bound in one.demand.bounds],
-                "lacks": sorted(one.demand.lacks),
-                "weight": one.demand.weight,
-                "artifact": one.artifact,
-                "best": one.best,
-            }
-            for one in plan.placed
-        ],
-        "not_served": [asdict(one) for one in found.not_served],
-        "candidates": plan.candidates,
-        "fronts": dict(plan.fronts),
-        "distinct": plan.distinct,
-        "known": found.known,
-    }
-    durable.write(place, json.dumps(told).encode())
-    return place
-
-
-def read_plan(path: Path, space: Space) -> FleetPlan:
-    """Read `write_plan`'s form, which our own command line wrote; ArtifactError where it is not."""
-    try:
-        told: dict[str, Any] = json.loads(path.read_bytes())
-        artifacts = tuple(
-            Artifact(a["kind"], space.arch(a["arch"]), a["accuracy"], a["columns"])
-            for a in told["artifacts"]
+def check_name(path: Path) -> None:
+    """UsageError where a fleet's file has a name that no folder in a run's can have."""
+    if re.fullmatch(NAME, path.stem) is None:
+        raise UsageError(
+            f"fleet {path}: its folder is named {path.stem!r}, after the file; letters, digits, '.', "
+            "'_' and '-' are allowed, and it begins with a letter or a digit. Rename the file"
         )
-        placed = tuple(_placed(row) for row in told["devices"])
-        not_served = tuple(Rejected(**row) for row in told["not_served"])
-        counts = (told["candidates"], told["fronts"], told["distinct"])
-        plan = Plan(artifacts, placed, (), (), *counts)
-        return FleetPlan(told["fleet"], told["supernet_sha256"], plan, not_served, told["known"])
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
-        raise ArtifactError(f"plan {path} cannot be read ({error}); plan again") from None
-
-
-def _placed(row: Mapping[str, Any]) -> Placed:
-    bounds = tuple(Bound(**bound) for bound in row["bounds"])
-    demand = Demand(row["device"], row["kind"], bounds, frozenset(row["lacks"]), row["weight"])
-    return Placed(demand, row["artifact"], row["best"])

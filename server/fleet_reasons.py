@@ -9,11 +9,7 @@ def reason_of(refused: Refused) -> Rejected:
     """A device that no candidate fits."""
     device, miss = refused.demand.device, refused.miss
     if miss is None:
-        return Rejected(
-            device,
-            "runtime",
-            f"no {refused.demand.kind} file could be made; see class_failed in the event log",
-        )
+        return Rejected(device, "runtime", f"there is no candidate as {refused.demand.kind}")
     if miss.lacking:
         names = [name.partition(":")[2] for name in miss.lacking]
         return Rejected(
@@ -32,6 +28,23 @@ def reason_of(refused: Refused) -> Rejected:
             f"{nearest}. Raise one of them",
         )
     return Rejected(device, field, f"no subnet fits: {nearest}. Raise the bound")
+
+
+def unmade_reason(refused: Refused, name: str, failed: str | None) -> Rejected:
+    """A device whose artifact did not come out as planned, where none of the others fits it.
+
+    `failed`: why its artifact could not be made; None where its file is larger than predicted.
+    """
+    what = (
+        f"could not be made ({failed}; see class_failed in the event log)"
+        if failed is not None
+        else "has a file that is larger than predicted, too large for it"
+    )
+    return Rejected(
+        refused.demand.device,
+        "artifacts",
+        f"its artifact {name} {what}, and none of the others fits; plan again with more --artifacts",
+    )
 
 
 def unserved_reason(demand: Demand, most: int) -> Rejected:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..protos import durable
-from ..specialize.fleet.plan import Artifact, Placed, Plan
+from ..specialize.fleet.plan import Artifact, Placed
 from .fleet_delivery import Delivered
 from .fleet_file import Rejected
-from .fleet_plan import FOLDER, FleetPlan, artifact_name
+from .fleet_plan import FOLDER, FleetPlan
 
 ASSIGNMENT = "assignment.json"
 SHOWN = 10
@@ -24,7 +24,7 @@ def planned_report(found: FleetPlan) -> dict[str, Any]:
     plan = found.plan
     counts = Counter(one.artifact for one in plan.placed)
     rows = [
-        {**_artifact(one, plan), "devices": counts[place]}
+        {**_artifact(one, found), "devices": counts[place]}
         for place, one in enumerate(plan.artifacts)
     ]
     summary = _summary(found, plan.placed, len(found.not_served))
@@ -79,7 +79,7 @@ def _assignment(done: Delivered, path: Path) -> dict[str, Any]:
         entry = made.manifest.file(one.kind)
         artifacts.append(
             {
-                **_artifact(one, plan),
+                **_artifact(one, done.plan),
                 "devices": counts[place],
                 "size_bytes": entry.size_bytes,
                 "validation": measured.accuracy,
@@ -102,7 +102,7 @@ def _assignment(done: Delivered, path: Path) -> dict[str, Any]:
         "summary": summary,
         "artifacts": artifacts,
         "not_served": _rejected(done.not_served),
-        "devices": [_device(one, plan, sizes[one.artifact]) for one in done.placed],
+        "devices": [_device(one, done.plan, sizes[one.artifact]) for one in done.placed],
     }
 
 
@@ -136,9 +136,9 @@ def _summary(found: FleetPlan, placed: Sequence[Placed], not_served: int) -> dic
     }
 
 
-def _artifact(one: Artifact, plan: Plan) -> dict[str, Any]:
+def _artifact(one: Artifact, plan: FleetPlan) -> dict[str, Any]:
     return {
-        "device_class": artifact_name(one.kind, one.arch),
+        "device_class": plan.name_of(one),
         "kind": one.kind,
         "macs": int(one.columns["macs"]),
         "params": int(one.columns["params"]),
@@ -148,13 +148,13 @@ def _artifact(one: Artifact, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _device(one: Placed, plan: Plan, size_bytes: float) -> dict[str, Any]:
+def _device(one: Placed, found: FleetPlan, size_bytes: float) -> dict[str, Any]:
     """A device's row: its artifact, what that spends of its bounds, and what sharing costs it."""
-    artifact = plan.artifacts[one.artifact]
+    artifact = found.plan.artifacts[one.artifact]
     columns = {**artifact.columns, f"file_bytes:{artifact.kind}": size_bytes}
     return {
         "device": one.demand.device,
-        "device_class": artifact_name(artifact.kind, artifact.arch),
+        "device_class": found.name_of(artifact),
         "kind": artifact.kind,
         "predicted_accuracy": artifact.accuracy,
         "loss": one.best - artifact.accuracy,

@@ -26,7 +26,7 @@ from .exchange import Exchange
 from .finishing.finishing import Order, finish
 from .fleet import Roll
 from .fleet_delivery import Delivery
-from .fleet_plan import read_plan
+from .fleet_plan_file import read_plan
 from .fleet_report import write_assignment
 from .ledger import Ledger
 from .ledger_chain import LEDGER, noted_head

@@ -43,6 +43,11 @@ class _File(_Record):
     subnets: tuple[_Subnet, ...]
 
 
+def check(folder: Path) -> None:
+    """UsageError where `add` could not go on from what is there: asked before a search, not after."""
+    _read(folder / FILE)
+
+
 def add(folder: Path, supernet_sha256: str, choices: Iterable[Choice]) -> None:
     """Keep what these searches measured, finalists and what they stood beside included."""
     before = _read(folder / FILE)
@@ -86,6 +91,8 @@ def _read(path: Path) -> _File | None:
         return None
     try:
         return _File.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; remove it and measure") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -53,9 +53,11 @@ class Specialization:
     def run(self, folder: Path, registry_root: Path, channel: str = STABLE) -> list[Specialized]:
         """Search, export, quantize, verify, publish; RunError when no class could be published.
 
+        UsageError, before anything is searched, where what was measured before cannot be read.
         The models are what the registry's `channel` then points at. A class that fails keeps what an
         earlier run put into its folder.
         """
+        measured_subnets.check(folder)
         folders = ModelFolders(folder / MODELS)
         folders.sweep()
         work = Production(self._config, self._evaluator, self._fleet, folders, self._log)

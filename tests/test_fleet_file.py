@@ -64,7 +64,7 @@ def device(**fields: Any) -> dict[str, Any]:
     ("fields", "said"),
     [
         ({"budget": {"macs": 0}}, "budget.macs: 0: .*greater than 0; give the bound a number above 0"),
-        ({"budget": {"latency_ms": -1}}, "budget.latency_ms: -1: .*greater than 0"),
+        ({"budget": {"latency_ms": -1}}, "budget.latency_ms: -1: .*greater than or equal to"),
         ({"budget": {"latency_ms": float("nan")}}, "budget.latency_ms: nan: .*finite number"),
         ({"budget": {"energy_mj": float("inf")}}, "budget.energy_mj: inf"),
         ({"budget": {"macs": "many"}}, "budget.macs: 'many': .*valid integer"),

@@ -15,7 +15,7 @@ from fedofa.specialize.fleet.columns import (
     latency,
     operator,
 )
-from fedofa.specialize.fleet.demand import Bound, Demand
+from fedofa.specialize.fleet.demand import LEAST, MOST, Bound, Demand
 from fedofa.specialize.fleet.misses import miss, overshoots
 from fedofa.specialize.fleet.opening import Market, opened
 from fedofa.specialize.fleet.plan import Artifact, Placed, Plan, plan_fleet
@@ -425,10 +425,10 @@ def test_columns_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
-def test_a_latency_that_is_no_time_is_refused_by_name(value: float) -> None:
+def test_a_latency_that_is_no_time_is_more_than_any_bound_allows(value: float) -> None:
     columns = Columns(TOY, {"latency_ms:phone": latency(lambda _: value)})
-    with pytest.raises(UsageError, match="latency_ms:phone is predicted as"):
-        columns.of(TOY.smallest())
+    (found,) = columns.some(["latency_ms:phone"])(TOY.smallest())
+    assert Bound("latency_ms", MOST, "latency_ms:phone", LEAST).most < found < math.inf
 
 
 @settings(deadline=None)

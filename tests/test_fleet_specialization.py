@@ -14,7 +14,8 @@ from fedofa.server.commands import work
 from fedofa.server.config import RunConfig
 from fedofa.server.events import read_events
 from fedofa.server.fleet_command import FleetOptions, delivered, plan_job
-from fedofa.server.fleet_plan import FleetPlan, read_plan
+from fedofa.server.fleet_plan import FleetPlan
+from fedofa.server.fleet_plan_file import read_plan
 from fedofa.server.fleet_report import as_lines, planned_report
 from fedofa.server.jobs import Job, run_job
 from fedofa.server.operate import evaluate_job, run_folder, train_job

@@ -12,7 +12,6 @@ import numpy as np
 
 from ...protos.manifest import FileKind
 from ...supernet.cost import Cost, LayerPlan, cost
-from ...supernet.errors import UsageError
 from ...supernet.space import Arch, Space
 from ..filesize import predicted_size_bytes
 from .table import Vector
@@ -25,6 +24,8 @@ VALUE_BYTES: Mapping[FileKind, int] = {
     "onnx_fp32": 4,
 }
 PJ_PER_MJ = 1e9
+BEYOND = 1e90
+"""Stands for a prediction that is no number of 0 or more: more than any bound allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +93,18 @@ class Columns:
         return (*EXACT, *self.figures)
 
     def of(self, arch: Arch) -> tuple[float, ...]:
-        """Every column of one subnet; UsageError names one that is no number of 0 or more."""
+        """Every column of one subnet.
+
+        What is predicted as no number of 0 or more counts as `BEYOND`: it keeps the subnet from those
+        devices only that bound that column.
+        """
         if arch not in self._known:
             spent = cost(self.space, arch)
             seen = Seen(arch, self.space.layers(arch), spent)
             exact = [float(getattr(spent, name)) for name in EXACT]
-            found = (*exact, *(figure(seen) for figure in self.figures.values()))
-            for name, value in zip(self.names, found, strict=True):
-                if not 0 <= value < np.inf:
-                    raise UsageError(f"{name} is predicted as {value:g}: measure it again")
-            self._known[arch] = found
+            told = (figure(seen) for figure in self.figures.values())
+            others = (value if 0 <= value < BEYOND else BEYOND for value in told)
+            self._known[arch] = (*exact, *others)
         return self._known[arch]
 
     def some(self, names: Iterable[str]) -> Callable[[Arch], tuple[float, ...]]:

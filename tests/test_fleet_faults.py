@@ -1,0 +1,128 @@
+"""What goes wrong around a fleet's plan: whose fault it is is said, and the others go on."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fedofa.server import fleet_runtimes, measured_subnets
+from fedofa.server.accuracies import Accuracies
+from fedofa.server.events import EventLog
+from fedofa.server.fleet import Fleet
+from fedofa.server.fleet_plan import FleetPlan, artifact_name, check_name
+from fedofa.server.fleet_plan_file import read_plan, write_plan
+from fedofa.server.specialization import Specialization
+from fedofa.specialize.fleet.plan import Plan
+from fedofa.supernet.errors import UsageError
+from fleets import small_config
+from test_fleet_file import device, few_looks, fleet, measured_by, rejected
+from toy_search import ALL, TOY
+
+__all__ = ["few_looks"]
+
+
+def test_runs_that_share_a_registry_publish_the_same_subnet_for_classes_of_their_own() -> None:
+    kind = "onnx_int8"
+    names = {artifact_name(run, kind, ALL[0]) for run in ("one", "two", "two.branch")}
+    assert len(names) == 3
+    assert artifact_name("one", kind, ALL[0]) in names
+    assert artifact_name("one", kind, ALL[1]) not in names
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"macs_per_s": 1e-30}, "macs_per_s"),
+        ({"budget": {"latency_ms": 1e-31}}, "budget.latency_ms"),
+        ({"runtime": "mine", "budget": {"energy_mj": 1.0}}, "budget.energy_mj"),
+        ({"runtime": "mine", "gateway": "hub"}, "budget.energy_mj"),
+        ({"runtime": "zero", "budget": {"macs": 1}}, "runtimes.zero.measurements"),
+        ({"runtime": "half", "budget": {"macs": 1}}, "runtimes.half.measurements"),
+    ],
+)
+def test_one_absurd_figure_rejects_its_own_device(fields: dict[str, Any], field: str) -> None:
+    runtimes = {
+        "mine": {"kind": "onnx_fp32", "macs_per_s": 1e9, "power_w": 1e-100},
+        "zero": {"kind": "onnx_fp32", "measurements": "a\u0000b"},
+        "half": {"kind": "onnx_fp32", "measurements": "\ud800"},
+    }
+    gateways = {"hub": {"budget": {"energy_mj": 5.0}}}
+    found = rejected(fleet(device(**fields), runtimes=runtimes, gateways=gateways))
+    assert found.keys() == {"bad"}
+    assert found["bad"].startswith(f"{field}: "), found["bad"]
+    found["bad"].encode()
+
+
+@pytest.mark.parametrize("odd", [float("nan"), -1.0, float("inf")])
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_runtime_whose_latency_is_predicted_as_no_number_rejects_its_own_devices(
+    odd: float, ends: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes, real = measured_by(1e9, tmp_path), fleet_runtimes.device_latency
+
+    def broken(*arguments: Any) -> Any:
+        found = real(*arguments)
+
+        class Odd:
+            method, errors = found.method, found.errors
+
+            def predict(self, arch: Any) -> float:
+                whole = not ends and arch in (TOY.smallest(), TOY.largest())
+                return 1.0 if whole else odd
+
+        return Odd()
+
+    monkeypatch.setattr(fleet_runtimes, "device_latency", broken)
+    runtimes = {"phone": {"kind": "tflite_int8", "measurements": "phone.json"}}
+    bad = device(runtime="phone", budget={"latency_ms": 5.0})
+    found = rejected(fleet(bad, runtimes=runtimes), tmp_path, lambda: probes)
+    assert found.keys() == {"bad"}
+    assert ("measure it again" if ends else "no subnet fits") in found["bad"]
+
+
+@pytest.mark.parametrize("kind", [Accuracies, Specialization])
+@pytest.mark.parametrize("damage", ["{", '{"searches": 0}', "folder"])
+def test_damaged_measurements_are_told_before_anything_is_searched(
+    kind: Any, damage: str, tmp_path: Path
+) -> None:
+    path = tmp_path / measured_subnets.FILE
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_text(damage)
+    config = small_config()
+    space = config.build_space()
+    weights = np.zeros(1, dtype=np.float32)
+    state: Any = SimpleNamespace(round=1, weights=weights)
+    log = EventLog(tmp_path / "log")
+    nobody: Any = Fleet({})
+    of = state if kind is Accuracies else weights
+    work = kind(config, space, of, SimpleNamespace(), nobody, log)
+    arguments = [tmp_path] if kind is Accuracies else [tmp_path, tmp_path / "registry"]
+    with pytest.raises(UsageError, match=r"measured.json: .*; remove .* and measure"):
+        work.run(*arguments)
+    assert not log.path.exists()
+
+
+@pytest.mark.parametrize("name", ["...json", ".json", "a b.json", "a\n.json", "x" * 65, "é.json"])
+def test_a_fleet_whose_file_cannot_name_a_folder_is_refused(name: str) -> None:
+    check_name(Path("sensors-2.v1.json"))
+    with pytest.raises(UsageError, match="Rename the file"):
+        check_name(Path("folder") / name)
+
+
+def test_a_plan_replaces_neither_another_fleets_nor_one_that_a_job_reads(tmp_path: Path) -> None:
+    plan = Plan((), (), (), (), 0, {}, 0)
+    first = FleetPlan("f", "run", "sha", plan, (), {"measured_subnets": 10}, "/one/f.json")
+    later = replace(first, known={"measured_subnets": 20})
+    of_job = write_plan(tmp_path, first)
+    assert write_plan(tmp_path, later) != of_job
+    assert read_plan(of_job, TOY) == first
+    assert read_plan(tmp_path / "fleets/f/plan.json", TOY) == later
+    with pytest.raises(UsageError, match=r"is of the fleet /one/f.json, and /two/f.json would"):
+        write_plan(tmp_path, replace(first, source="/two/f.json"))
+    assert read_plan(tmp_path / "fleets/f/plan.json", TOY) == later
+    (tmp_path / "fleets/f/plan.json").write_text("{}")
+    write_plan(tmp_path, replace(first, source="/two/f.json"))
