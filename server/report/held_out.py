@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ...protos.manifest import FileKind
 from ...supernet.errors import UsageError
 from ..ledger_entries import Sha256
+from ..run_record import Published
 from .facts import Facts
+from .pulled import instead
 
 HOW = "fedofa-device run --device-class NAME --input FILE.npy --labels FILE.npy --json"
 
@@ -72,9 +74,21 @@ def read(paths: Sequence[Path], facts: Facts) -> tuple[HeldOut, ...]:
         except ValueError as error:
             raise UsageError(f"--held-out {path}: no JSON ({error}); made by {HOW}") from None
         if known.get(one.device_class) != one.manifest_sha256:
-            raise UsageError(
-                f"--held-out {path}: it is of the model with manifest {one.manifest_sha256[:12]}…, "
-                f"which this run did not publish for {one.device_class!r}; pull and measure again"
-            )
+            raise UsageError(f"--held-out {path}: {_foreign(one, published)}")
         found.append(one)
     return tuple(found)
+
+
+def _foreign(one: HeldOut, published: Published | None) -> str:
+    """What is to be said of a measurement that is not of this report's model."""
+    what = f"it is of the model with manifest {one.manifest_sha256[:12]}…"
+    now = instead(published, one.device_class, one.manifest_sha256)
+    if now is not None:
+        return (
+            f"{what}: {now}; this report is about what the newest specialization published for "
+            f"{one.device_class!r}, and pulling again brings the same. Leave the file out, or fedofa "
+            "specialize, pull and measure that"
+        )
+    return (
+        f"{what}, which this run did not publish for {one.device_class!r}; pull and measure again"
+    )
