@@ -10,7 +10,8 @@ from fedofa.client.reports import of_run
 from fedofa.client.store import Installed
 from fedofa.protos.manifest import Finished, Manifest
 from fedofa.server.registry import Registry
-from fedofa.server.report import held_out, lineage
+from fedofa.server.report import command, content, held_out, lineage
+from fedofa.server.report.page import render
 from fedofa.supernet.errors import UsageError
 from reported import asked, copied, facts_of, held_out_of
 
@@ -89,3 +90,25 @@ def test_a_model_that_was_finished_since_is_noted_and_its_measurement_refused_in
         UsageError, match=r"version 2 \(finished .* from version 1\), which devices"
     ):
         held_out.read([path], facts_of(folder))
+
+
+def test_times_that_no_device_can_have_are_refused_and_all_others_can_be_drawn(
+    reported_run: Path, tmp_path: Path
+) -> None:
+    facts, path = facts_of(reported_run), tmp_path / "one.json"
+    big, small = (json.loads(one.model_dump_json()) for one in held_out_of(reported_run))
+    for field in ("median", "p95"):
+        for value in (1e-13, 1e300):
+            path.write_text(json.dumps({**big, "latency_ms": {**big["latency_ms"], field: value}}))
+            with pytest.raises(
+                UsageError, match=rf"latency_ms\.{field}: Input should be .* than or"
+            ):
+                held_out.read([path], facts)
+    extremes = [
+        {**one, "runtime": "x[/x]", "latency_ms": {"median": ms, "p95": ms, "runs": 1}}
+        for one, ms in ((big, held_out.LEAST_MS), (small, held_out.MOST_MS))
+    ]
+    for given in (extremes, extremes[:1], extremes[1:]):
+        found = content.build(facts, [held_out.HeldOut.model_validate(one) for one in given])
+        assert "x[/x]" in render(found)
+        command.show(found)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...protos.manifest import FileKind
+from ...protos.probes import LEAST_S, MOST_S
 from ...supernet.errors import UsageError
 from ..ledger_entries import Sha256
 from ..run_record import Published
@@ -19,14 +20,17 @@ from .pulled import instead
 
 HOW = "fedofa-device run --device-class NAME --input FILE.npy --labels FILE.npy --json"
 
+LEAST_MS, MOST_MS = 1000 * LEAST_S, 1000 * MOST_S
+"""As probes are bounded."""
+
 
 class LatencyMs(BaseModel):
     """Of single runs, milliseconds."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    median: float = Field(gt=0)
-    p95: float = Field(gt=0)
+    median: float = Field(ge=LEAST_MS, le=MOST_MS)
+    p95: float = Field(ge=LEAST_MS, le=MOST_MS)
     runs: int = Field(ge=1)
 
 
