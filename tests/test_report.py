@@ -124,17 +124,6 @@ def test_the_command_prints_tables_or_json_and_writes_the_page(
     assert (code, "--html" in text) == (2, True)
 
 
-def test_check_says_each_item_and_fails_while_one_is_not_met(reported_run: Path) -> None:
-    code, text = asked("--run", str(reported_run), "--check")
-    assert code == 1
-    assert "not met  test-part" in text
-    assert "-> measure each class's model" in text
-    assert "met  lineage" in text
-    code, text = asked("--run", str(reported_run), "--check", "--json")
-    assert code == 1
-    assert {row["item"]: row["state"] for row in json.loads(text)}["random-baseline"] == "not met"
-
-
 def test_a_broken_link_ends_the_report_and_is_an_item_of_the_check(
     reported_run: Path, tmp_path: Path
 ) -> None:
