@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 
 def show(value: Any) -> None:
@@ -44,13 +45,13 @@ def _show_lines(console: Console, record: Mapping[str, Any]) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
-    """One column per key of the first record."""
+    """One column per key of the first record; what a cell says is never markup."""
     found = Table(title=title or None, title_justify="left")
     for key in rows[0]:
         number = isinstance(rows[0][key], int | float) and not isinstance(rows[0][key], bool)
-        found.add_column(str(key), justify="right" if number else "left")
+        found.add_column(Text(str(key)), justify="right" if number else "left")
     for row in rows:
-        found.add_row(*(_text(row.get(key, "")) for key in rows[0]))
+        found.add_row(*(Text(_text(row.get(key, ""))) for key in rows[0]))
     return found
 
 

@@ -123,7 +123,7 @@ def site(made: Site, tmp_path: Path) -> Site:
 @pytest.fixture
 def never_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is published, so nothing is exported."""
-    monkeypatch.setattr(compared, "ERRORS", 1e9)
+    monkeypatch.setattr(compared, "CHANCE", -1.0)
 
 
 def bytes_of(site: Site) -> dict[str, str]:
@@ -222,7 +222,7 @@ def test_a_class_that_gets_worse_publishes_nothing_and_says_so(site: Site) -> No
     found = site.finish(rounds=1, app=Clients(backwards))
     assert found["after"] < found["before"]
     assert (found["published"], found["version"], found["manifest"]) == (False, None, None)
-    assert found["verdict"].startswith("not better by more than the standard error")
+    assert found["verdict"].startswith("not better than chance may be (p above 0.16)")
     assert found["verdict"].endswith("nothing was published")
     with Registry(site.state / "registry") as registry:
         assert registry.versions("tiny.small") == [1]

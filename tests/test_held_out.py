@@ -8,10 +8,12 @@ import pytest
 from fedofa.client.device_model import Latency, Measured
 from fedofa.client.reports import of_run
 from fedofa.client.store import Installed
-from fedofa.protos.manifest import Manifest
-from fedofa.server.report import held_out
+from fedofa.protos.manifest import Finished, Manifest
+from fedofa.server.registry import Registry
+from fedofa.server.report import command, content, held_out, lineage
+from fedofa.server.report.page import render
 from fedofa.supernet.errors import UsageError
-from reported import asked, facts_of, held_out_of
+from reported import asked, copied, facts_of, held_out_of
 
 
 def test_held_out_measurements_are_taken_of_this_runs_models_only(
@@ -57,3 +59,56 @@ def test_what_a_device_prints_of_a_run_is_a_held_out_measurement(
     printed.write_text(json.dumps(of_run(model, measured)))
     (found,) = held_out.read([printed], facts_of(reported_run))
     assert (found.accuracy, found.examples, found.latency_ms.median) == (0.75, 4, 0.2)
+
+
+def test_a_model_that_was_finished_since_is_noted_and_its_measurement_refused_in_words(
+    reported_run: Path, tmp_path: Path
+) -> None:
+    folder = copied(reported_run, tmp_path)
+    assert lineage.trace(facts_of(folder)).notes == ()
+    models, root = folder / "models/big", facts_of(folder).job.published.registry  # type: ignore[union-attr]
+    manifest = Manifest.from_json((models / "manifest.json").read_bytes())
+    told = Finished(
+        run="tiny", round=2, supernet_sha256=manifest.supernet_sha256, version=1, rounds=5,
+        gain=0.1, standard_error=0.01,
+    )  # fmt: skip
+    draft = manifest.model_copy(update={"finished": told, "supernet_sha256": "2" * 64})
+    with Registry(Path(root)) as registry:
+        made = registry.publish(draft, {entry.kind: models / entry.name for entry in draft.files})
+    found = lineage.trace(facts_of(folder))
+    assert found.broken == ()
+    assert found.notes == (
+        f"registry {root}: channel 'stable' gives devices of class 'big' tiny.big, version 2 "
+        "(finished by fedofa finish from version 1), which this report is not about; it is about "
+        "what the newest specialization published",
+    )
+    one, _ = held_out_of(folder)
+    digest = hashlib.sha256(made.to_json()).hexdigest()
+    path = tmp_path / "big.json"
+    path.write_text(one.model_copy(update={"manifest_sha256": digest}).model_dump_json())
+    with pytest.raises(
+        UsageError, match=r"version 2 \(finished .* from version 1\), which devices"
+    ):
+        held_out.read([path], facts_of(folder))
+
+
+def test_times_that_no_device_can_have_are_refused_and_all_others_can_be_drawn(
+    reported_run: Path, tmp_path: Path
+) -> None:
+    facts, path = facts_of(reported_run), tmp_path / "one.json"
+    big, small = (json.loads(one.model_dump_json()) for one in held_out_of(reported_run))
+    for field in ("median", "p95"):
+        for value in (1e-13, 1e300):
+            path.write_text(json.dumps({**big, "latency_ms": {**big["latency_ms"], field: value}}))
+            with pytest.raises(
+                UsageError, match=rf"latency_ms\.{field}: Input should be .* than or"
+            ):
+                held_out.read([path], facts)
+    extremes = [
+        {**one, "runtime": "x[/x]", "latency_ms": {"median": ms, "p95": ms, "runs": 1}}
+        for one, ms in ((big, held_out.LEAST_MS), (small, held_out.MOST_MS))
+    ]
+    for given in (extremes, extremes[:1], extremes[1:]):
+        found = content.build(facts, [held_out.HeldOut.model_validate(one) for one in given])
+        assert "x[/x]" in render(found)
+        command.show(found)

@@ -43,6 +43,31 @@ def test_rounds_after_the_specialization_are_no_part_of_its_cost(reported_run: P
     assert [row["round"] for row in costs.of_rounds(earlier)] == [1]
 
 
+@pytest.mark.parametrize("told", [{}, {"fleet": "homes", "artifacts": 3}])
+def test_the_searchs_cost_is_not_that_of_a_job_that_came_after(
+    told: dict[str, Any], reported_run: Path, tmp_path: Path
+) -> None:
+    """A specialization that was killed, or one for a fleet; a training after it vouches for more."""
+    folder = copied(reported_run, tmp_path)
+    measured = next(event for event in events_of(folder) if event["event"] == "measured")
+    log = folder / "events.jsonl"
+    with log.open("a") as file:
+        file.write(json.dumps({"event": "started", "job": "specialize", **told}) + "\n")
+        file.write(json.dumps({**measured, "macs": 10**15}) + "\n")
+
+    def marked(record: dict[str, Any], job: int) -> None:
+        data = log.read_bytes()
+        mark = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        record["jobs"][job]["logs"]["events.jsonl"] = mark
+
+    signed_again(folder, lambda record: marked(record, 0))
+    before = content.build(facts_of(reported_run))
+    assert content.build(facts_of(folder))["costs"] == before["costs"]
+    if told:  # also where the log was marked later than it is
+        signed_again(folder, lambda record: marked(record, 1))
+        assert content.build(facts_of(folder))["costs"] == before["costs"]
+
+
 def test_what_measuring_cost_is_each_subnets_macs_on_each_example(
     report: content.Report, reported_run: Path
 ) -> None:
@@ -97,17 +122,6 @@ def test_the_command_prints_tables_or_json_and_writes_the_page(
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     code, text = asked("--run", str(reported_run), "--html", str(tmp_path / "no/report.html"))
     assert (code, "--html" in text) == (2, True)
-
-
-def test_check_says_each_item_and_fails_while_one_is_not_met(reported_run: Path) -> None:
-    code, text = asked("--run", str(reported_run), "--check")
-    assert code == 1
-    assert "not met  test-part" in text
-    assert "-> measure each class's model" in text
-    assert "met  lineage" in text
-    code, text = asked("--run", str(reported_run), "--check", "--json")
-    assert code == 1
-    assert {row["item"]: row["state"] for row in json.loads(text)}["random-baseline"] == "not met"
 
 
 def test_a_broken_link_ends_the_report_and_is_an_item_of_the_check(

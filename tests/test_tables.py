@@ -31,3 +31,12 @@ def test_records_that_do_not_fit_come_below_each_other_and_nothing_is_cut(
         "class: big", "accuracy: 0.9123", f"manifest: {path}", "cost.macs: 185,792", "",
         "class: small", "accuracy: 0.5", f"manifest: {path}", "cost.macs: 55,104",
     ]  # fmt: skip
+
+
+def test_strangers_words_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    show([{"runtime": "x[/x]", "[/red]": "[red]y"}])
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("x[/x]", "[/red]", "[red]y"))

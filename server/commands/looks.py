@@ -103,16 +103,19 @@ def report(
     from ..report import command
 
     found = command.report_of(run, branch, held_out or ())
+    if not check:
+        command.require_whole(found)
+    if html is not None and found["broken"]:
+        typer.echo(f"{html} was not written: links of the lineage are broken", err=True)
+    elif html is not None:
+        command.write_page(found, html)
+        typer.echo(f"wrote {html}", err=as_json)
     if check:
         if as_json:
             put(found["practices"], as_json)
         else:
             command.show_practices(found)
         raise typer.Exit(1 if command.unmet(found) else 0)
-    command.require_whole(found)
-    if html is not None:
-        command.write_page(found, html)
-        typer.echo(f"wrote {html}", err=as_json)
     if as_json:
         put(found, as_json)
     elif html is None:

@@ -1,13 +1,26 @@
 """Whether a finished subnet is better than it was."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from ..paired import Paired
 
-ERRORS = 1.0
-"""A gain counts as one from so many of its standard errors on: where nothing was learned, one finishing
-in six is published all the same."""
+CHANCE = 0.16
+"""A gain counts as one where chance alone would bring as many gained examples at most this often: where
+nothing was learned, at most one finishing in six is published all the same."""
+
+
+def tail(gained: int, changed: int) -> float:
+    """P(X >= gained), X of `changed` throws of a fair coin: the exact one-sided sign (McNemar) test."""
+    if gained <= 0:
+        return 1.0
+    whole = math.lgamma(changed + 1) - changed * math.log(2)
+    terms = (
+        math.exp(whole - math.lgamma(heads + 1) - math.lgamma(changed - heads + 1))
+        for heads in range(gained, changed + 1)
+    )
+    return min(1.0, math.fsum(terms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +30,14 @@ class Compared:
     paired: Paired
 
     @property
+    def p(self) -> float:
+        """How often chance alone would gain as many of the examples that changed."""
+        return tail(self.paired.gained, self.paired.gained + self.paired.lost)
+
+    @property
     def better(self) -> bool:
-        """Whether the gain is above zero by more than its standard error."""
-        return self.paired.gain > ERRORS * self.paired.error
+        """Whether chance alone would seldom gain as much."""
+        return self.p <= CHANCE
 
     @property
     def verdict(self) -> str:
@@ -28,11 +46,12 @@ class Compared:
         figures = (
             f"{100 * self.paired.first.accuracy:.2f} % before, "
             f"{100 * self.paired.second.accuracy:.2f} % after: {gain:+.2f} ± {error:.2f} points on "
-            f"{self.paired.examples} examples"
+            f"{self.paired.examples} examples ({self.paired.gained} gained, {self.paired.lost} lost: "
+            f"p = {self.p:.2g})"
         )
         if self.better:
             return f"better: {figures}"
-        return f"not better by more than the standard error: {figures}; nothing was published"
+        return f"not better than chance may be (p above {CHANCE}): {figures}; nothing was published"
 
     def to_row(self) -> dict[str, Any]:
         """Accuracies, gain and standard error as fractions of 1, for reports."""
@@ -43,5 +62,8 @@ class Compared:
             "after": self.paired.second.accuracy,
             "gain": self.paired.gain,
             "standard_error": self.paired.error,
+            "gained": self.paired.gained,
+            "lost": self.paired.lost,
+            "p": self.p,
             "examples": self.paired.examples,
         }

@@ -38,6 +38,7 @@ from .devices import Divided, divided
 from .start import (
     OUTCOME,
     Start,
+    check_current,
     check_folder,
     find_start,
     finishing_folder,
@@ -64,8 +65,13 @@ class Order:
         return finishing_folder(self.run, self.device_class)
 
     def check(self) -> None:
-        """UsageError where a finishing would overwrite another, or there is none to resume."""
+        """UsageError where a finishing would overwrite another, or there is none to resume.
+
+        Also where the class has a newer model by now than the one that is to be finished on.
+        """
         check_folder(self.folder, resume=self.resume, rounds=self.rounds)
+        if self.resume and (begun := read_start(self.folder)) is not None:
+            check_current(self.folder, self.registry, begun[0])
 
 
 def finish(order: Order, config: RunConfig, exchange: Exchange, log: EventLog) -> None:
@@ -192,6 +198,7 @@ class _Finishing:
                 work.begin([chosen])
                 work.files(converters, self._tell)
             work.verify(self._tell)
+            check_current(self._order.folder, self._order.registry, self._start)
             with Registry(self._order.registry) as registry:
                 made = work.publish(registry.publish, self._tell)
         finally:

@@ -85,7 +85,7 @@ def find_start(
             "configuration's; restore the configuration's [space]"
         )
     config.share.plan(space).in_round(found.round + 1).refuse_export()
-    manifest = _published(registry, config, device_class)
+    manifest = _published(registry, config.name, device_class)
     _check(manifest, space, found, device_class)
     start = Start(
         run=config.name,
@@ -99,9 +99,9 @@ def find_start(
     return start, found
 
 
-def _published(registry: Path, config: RunConfig, device_class: str) -> Manifest:
+def _published(registry: Path, run: str, device_class: str) -> Manifest:
     """The newest model that the class has of this run."""
-    model = f"{config.name}.{device_class}"
+    model = f"{run}.{device_class}"
     if (registry / DATABASE).exists():
         with Registry(registry) as known:
             if versions := known.versions(model):
@@ -149,6 +149,28 @@ def read_start(folder: Path) -> tuple[Start, Checkpoint] | None:
         return None
     noted = found.noted(NOTES)
     return Start(**{field.name: noted[field.name] for field in fields(Start)}), found
+
+
+def check_current(folder: Path, registry: Path, start: Start) -> None:
+    """UsageError where the class has a newer model by now than the one that is being finished.
+
+    What is finished would take its place for devices, though it was never compared with it.
+    """
+    newest = _published(registry, start.run, start.device_class)
+    if newest.version == start.version:
+        return
+    told = newest.finished
+    own = told is not None and (told.supernet_sha256, told.version) == (
+        start.supernet_sha256,
+        start.version,
+    )
+    what = "it was finished" if own else "the class was specialized anew"
+    raise UsageError(
+        f"{newest.model} is at version {newest.version}, and {folder} finishes version "
+        f"{start.version}: {what} meanwhile. Move the folder away; nothing was published. Then "
+        "fedofa finish begins with the newest version"
+        + (", after fedofa specialize" if told is not None else "")
+    )
 
 
 def check_folder(folder: Path, *, resume: bool, rounds: int | None) -> None:

@@ -53,7 +53,7 @@ class Facts:
 
     `training` is its last training that was done, None where none was recorded; `job` its newest
     specialization, whose configuration is `config`. `results` has a row for each published class.
-    `trained` and `searched` are the events of all training and of the newest specialization;
+    `trained` and `searched` are the events of all training and of `job`;
     `joined` the newest profile event of each device. `seeds` are those of runs beside this one that
     differ in name and seed only, its own among them.
     """
@@ -100,7 +100,11 @@ def read(folder: Path) -> Facts:
     training, config = record.newest("train"), _config(folder, job)
     logs = {name: _mine(folder, _log(folder / name, size)) for name, size in _extents(record)}
     events = [event for log in logs.values() for event in log]
-    searches = [found for name in job.logs for found in _jobs(logs[name], "specialize")]
+    searches = [
+        found
+        for name, mark in job.logs.items()
+        for found in _searches(_mine(folder, _log(folder / name, mark.size_bytes)))
+    ]
     return Facts(
         folder=folder,
         record=record,
@@ -186,6 +190,11 @@ def _jobs(events: Sequence[Row], kind: str) -> list[list[Row]]:
         if found:
             found[-1].append(event)
     return [job for job in found if job[0].get("job") == kind]
+
+
+def _searches(events: Sequence[Row]) -> list[list[Row]]:
+    """The events of each specialization for the classes; one for a fleet is another report's matter."""
+    return [found for found in _jobs(events, "specialize") if "fleet" not in found[0]]
 
 
 def _results(path: Path) -> list[Row]:

@@ -11,11 +11,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...protos.manifest import FileKind
+from ...protos.probes import LEAST_S, MOST_S
 from ...supernet.errors import UsageError
 from ..ledger_entries import Sha256
+from ..run_record import Published
 from .facts import Facts
+from .pulled import instead
 
 HOW = "fedofa-device run --device-class NAME --input FILE.npy --labels FILE.npy --json"
+
+LEAST_MS, MOST_MS = 1000 * LEAST_S, 1000 * MOST_S
+"""As probes are bounded."""
 
 
 class LatencyMs(BaseModel):
@@ -23,8 +29,8 @@ class LatencyMs(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    median: float = Field(gt=0)
-    p95: float = Field(gt=0)
+    median: float = Field(ge=LEAST_MS, le=MOST_MS)
+    p95: float = Field(ge=LEAST_MS, le=MOST_MS)
     runs: int = Field(ge=1)
 
 
@@ -72,9 +78,21 @@ def read(paths: Sequence[Path], facts: Facts) -> tuple[HeldOut, ...]:
         except ValueError as error:
             raise UsageError(f"--held-out {path}: no JSON ({error}); made by {HOW}") from None
         if known.get(one.device_class) != one.manifest_sha256:
-            raise UsageError(
-                f"--held-out {path}: it is of the model with manifest {one.manifest_sha256[:12]}…, "
-                f"which this run did not publish for {one.device_class!r}; pull and measure again"
-            )
+            raise UsageError(f"--held-out {path}: {_foreign(one, published)}")
         found.append(one)
     return tuple(found)
+
+
+def _foreign(one: HeldOut, published: Published | None) -> str:
+    """What is to be said of a measurement that is not of this report's model."""
+    what = f"it is of the model with manifest {one.manifest_sha256[:12]}…"
+    now = instead(published, one.device_class, one.manifest_sha256)
+    if now is not None:
+        return (
+            f"{what}: {now}; this report is about what the newest specialization published for "
+            f"{one.device_class!r}, and pulling again brings the same. Leave the file out, or fedofa "
+            "specialize, pull and measure that"
+        )
+    return (
+        f"{what}, which this run did not publish for {one.device_class!r}; pull and measure again"
+    )

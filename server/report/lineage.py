@@ -10,7 +10,6 @@ A link that does not hold is told in words: what, where, and what to do.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...protos.manifest import FileEntry, Manifest
@@ -70,7 +69,7 @@ def trace(facts: Facts) -> Lineage:
             continue
         wrong = [*links.subnet(facts, name, manifest), *links.files(folder, manifest)]
         broken += wrong
-        broken += links.in_registry(Path(published.registry), manifest, sha256, notes)
+        broken += links.in_registry(published, manifest, sha256, notes)
         if not wrong:
             artifacts += [_artifact(facts, manifest, sha256, entry) for entry in manifest.files]
     broken += links.strangers(facts)

@@ -16,6 +16,7 @@ from ..model_folders import MODELS, RESULTS
 from ..registry import Registry
 from ..run_record import RECORD, LogMark, Published
 from .facts import Book, Facts
+from .pulled import other_model
 
 AGAIN = "restore it, or specialize again"
 
@@ -137,8 +138,11 @@ def files(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"file {path}: {what}; its manifest says {entry.sha256}; {AGAIN}"
 
 
-def in_registry(root: Path, manifest: Manifest, sha256: str, notes: list[str]) -> list[str]:
-    """Whether the registry, which devices pull from, holds the same."""
+def in_registry(
+    published: Published, manifest: Manifest, sha256: str, notes: list[str]
+) -> list[str]:
+    """Whether the registry, which devices pull from, holds the same; noted where they pull another."""
+    root = Path(published.registry)
     if not (root / "registry.db").exists():
         note = f"registry {root}: it is not there; what devices pull was not compared"
         notes += [] if note in notes else [note]
@@ -156,6 +160,8 @@ def in_registry(root: Path, manifest: Manifest, sha256: str, notes: list[str]) -
                 path = registry.blob_path(entry.sha256)
                 if _sha256(path) != entry.sha256:
                     broken.append(f"registry {root}: file {path} was changed; {AGAIN}")
+            other = other_model(registry, published, manifest.device_class, sha256)
+            notes += [] if other is None else [other]
         except FedofaError as error:
             broken.append(f"registry {root}: {error}; {AGAIN}")
     return broken
