@@ -117,6 +117,7 @@ def check_export_and_sizes(name: str, folder: Path) -> None:
         assert predicted == pytest.approx((folder / file).stat().st_size, rel=0.05), kind
 
 
+@pytest.mark.slow
 def test_an_own_module_exports_with_files_that_do_what_it_does(tmp_path: Path) -> None:
     check_export_and_sizes("RESNET", tmp_path)
 

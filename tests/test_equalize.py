@@ -85,6 +85,7 @@ def test_layers_after_other_activations_are_left_alone() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_trained_network_of_hard_swish_and_relu_keeps_its_outputs() -> None:
     net, x = folded(digits_files().net), torch.from_numpy(digits().test_x[:100])
     done = equalized(net)

@@ -169,6 +169,7 @@ def test_a_trial_with_a_codec_each_way_sends_less_each_way() -> None:
     assert 20 * both["bytes_received"] < plain["bytes_received"]
 
 
+@pytest.mark.slow
 def test_every_rule_is_timed_against_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = ("mean", "mean, messages")
     monkeypatch.setattr("fedofa.benchmarks.aggregate.COUNTS", (3,))

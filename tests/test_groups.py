@@ -314,6 +314,7 @@ def _peak(pid: int) -> int:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_memory_is_the_same_for_ten_updates_and_for_two_hundred() -> None:
     script = MEMORY.format(path=[str(Path(__file__).parent)])
     done = subprocess.run(

@@ -376,6 +376,7 @@ def check_files(space: ResNetSpace, arch: Arch, folder: Path, seed: int = 0) -> 
         assert predicted == pytest.approx((folder / name).stat().st_size, rel=0.05), kind
 
 
+@pytest.mark.slow
 def test_it_exports_with_float_and_int8_files_that_do_what_it_does(tmp_path: Path) -> None:
     check_files(DEEP, DEEP.largest(), tmp_path)
 

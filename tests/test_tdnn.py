@@ -219,6 +219,7 @@ def test_a_fleet_trains_it(tmp_path: Path) -> None:
     check_federated(DIGITS, tmp_path)
 
 
+@pytest.mark.slow
 def test_it_exports_with_float_and_int8_files_that_do_what_it_does(tmp_path: Path) -> None:
     check_export(DIGITS, DIGITS.arch({**DIGITS.smallest(), "b0.kernel": 5}), tmp_path)
 
