@@ -30,11 +30,11 @@ from fedofa.specialize import onnx_export, onnx_quantize, tflite
 from fedofa.specialize.equalize import equalized
 from fedofa.specialize.estimators import Estimator, estimated
 from fedofa.specialize.export import FLOATS, INTS, file_entry
-from fedofa.specialize.folding import folded
 from fedofa.specialize.scheme import INT8, QuantScheme
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.fake_quant import quantized
+from fedofa.supernet.folding import folded
 from fedofa.supernet.space import Arch
 from rich.console import Console
 from torch import nn

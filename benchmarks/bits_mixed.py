@@ -12,14 +12,14 @@ import torch
 from fedofa.protos.calibration import Calibration
 from fedofa.protos.observing import observe_histograms
 from fedofa.specialize import tflite
-from fedofa.specialize.called_layers import called_layers
 from fedofa.specialize.estimators import estimated
 from fedofa.specialize.export import file_entry
-from fedofa.specialize.folding import folded
 from fedofa.specialize.mixed import cheapest, measured_options
 from fedofa.specialize.scheme import QuantScheme
 from fedofa.specialize.verify import outputs_in_fresh_process
+from fedofa.supernet.called_layers import called_layers
 from fedofa.supernet.fake_quant import quantized
+from fedofa.supernet.folding import folded
 from fedofa.supernet.space import Arch
 from torch import Tensor
 

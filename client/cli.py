@@ -25,7 +25,24 @@ Store = Annotated[Path, typer.Option("--store", help="Folder for models.", envva
 DeviceClass = Annotated[
     str, typer.Option("--device-class", metavar="NAME", help="The class this device belongs to.")
 ]
+Authorities = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", help="PEM file of authorities to trust: TLS."),
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File with the depot's token.")
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow no TLS.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Data = Annotated[
+    str, typer.Option("--data", metavar="MODULE:FUNCTION", help="The function that loads data.")
+]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder given to the data function.")]
+ClientIndex = Annotated[int, typer.Option(help="This device's place among the clients, from 0.")]
+Clients = Annotated[int, typer.Option(help="How many clients share the data set.")]
+DataArg = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="More for the data function.")
+]
 
 
 @app.command()
@@ -39,13 +56,9 @@ def pull(
     ] = None,
     channel: Annotated[str, typer.Option(help="Which releases to follow.")] = "stable",
     device: Annotated[str, typer.Option(help="This device's own name, told to the depot.")] = "",
-    ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="PEM file of authorities to trust: TLS.")
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with the depot's token.")
-    ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow no TLS.")] = False,
+    ca: Authorities = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
     force: Annotated[
         bool, typer.Option("--force", help="Test a model again that failed too often.")
     ] = False,
@@ -92,6 +105,63 @@ def run(
 
 
 @app.command()
+def personalize(
+    device_class: DeviceClass,
+    data: Data,
+    data_root: DataRoot = None,
+    client: ClientIndex = 0,
+    clients: Clients = 1,
+    data_arg: DataArg = None,
+    store: Store = DEFAULT_STORE,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The depot: the first time for each version."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="taps: layers for which it pays; norm: gains and biases; head; full."),
+    ] = "taps",
+    epochs: Annotated[int, typer.Option(help="Passes over the training examples.")] = 30,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
+    penalty: Annotated[float, typer.Option(help="taps: what a changed layer costs.")] = 1.0,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Put these changes in again instead of training."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use it also where it is worse, or nobody can tell.")
+    ] = False,
+    ca: Authorities = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    as_json: Json = False,
+) -> None:
+    """Train the model in use further on this device's own data, which stays here, for itself alone."""
+    from ..protos.data import client_data
+    from ..protos.depot import read_token
+    from . import reports
+    from .enrol import source
+    from .link import Address
+    from .personal.personalize import Source
+    from .personal.personalize import personalize as personalized
+    from .personal.training import Schedule
+    from .store import DeviceStore
+
+    schedule = Schedule(method, epochs, lr, penalty=penalty)  # type: ignore[arg-type]
+    token = read_token(token_file) if token_file else None
+    address = Address(server, ca, token, insecure) if server else None
+    found = personalized(
+        DeviceStore(store.expanduser(), device_class),
+        client_data(source(data, data_root, client, clients, data_arg or [])),
+        schedule,
+        Source(address, adapter),
+        force=force,
+        tell=lambda epoch, loss: typer.echo(f"epoch {epoch + 1}: loss {loss:.4f}", err=True),
+    )
+    _show(reports.of_personalized(found), as_json)
+
+
+@app.command()
 def status(
     store: Store = DEFAULT_STORE,
     device_class: Annotated[
@@ -120,17 +190,6 @@ def rollback(
         _show(reports.of_model(models.rollback()), as_json)
 
 
-Data = Annotated[
-    str, typer.Option("--data", metavar="MODULE:FUNCTION", help="The function that loads data.")
-]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder given to the data function.")]
-ClientIndex = Annotated[int, typer.Option(help="This device's place among the clients, from 0.")]
-Clients = Annotated[int, typer.Option(help="How many clients share the data set.")]
-DataArg = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=VALUE", help="More for the data function.")
-]
-
-
 @app.command()
 def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's devices address.")],
@@ -147,10 +206,8 @@ def join(
     clients: Clients = 1,
     data_arg: DataArg = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads for training.")] = 1,
-    ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="PEM file of authorities to trust: TLS.")
-    ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow no TLS.")] = False,
+    ca: Authorities = None,
+    insecure: Insecure = False,
     memory: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for what it remembers between rounds.")
     ] = DEFAULT_MEMORY,

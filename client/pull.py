@@ -13,7 +13,7 @@ from pathlib import Path
 from ..protos import durable
 from ..protos.depot import CHUNK_BYTES, STABLE, is_name
 from ..protos.inference import first_available_kind
-from ..protos.manifest import FileEntry, FileKind, Manifest
+from ..protos.manifest import BareFile, FileKind, Manifest
 from ..supernet.errors import ArtifactError, DepotError, UsageError
 from .golden import run_golden
 from .link import TEMPORARY, Address, Link
@@ -60,12 +60,14 @@ class PullResult:
     """The model in use after a pull. `activated`: it was not in use before.
 
     `downloaded_bytes` of the file came over the network now, `resumed_bytes` lay here already.
+    `left_own`: the device had a model of its own in use, which was made from an older one.
     """
 
     model: Installed
     activated: bool
     downloaded_bytes: int
     resumed_bytes: int
+    left_own: bool = False
 
 
 def pull(
@@ -86,8 +88,12 @@ def pull(
         with Link(address, retry.call_timeout_s) as link:
             data, manifest = _resolve(link, store, request, retry)
             model = store.find(data, manifest, choose(manifest, request.kind))
+            current = _own_of(store, model, request.kind)
+            if current is not None:
+                return PullResult(current, False, 0, 0)
             if store.is_current(model, data):
                 return PullResult(model, False, 0, 0)
+            left = _is_own(store.current())
             _refuse_struck(store, model, request.force)
             entry = manifest.file(model.kind)
             download = _Download(store.part(entry.sha256), entry)
@@ -103,7 +109,25 @@ def pull(
                 f"(strike {strikes.count} of {MAX_STRIKES}), {_still_in_use(store)}"
             ) from None
         store.activate(model)
-    return PullResult(model, True, download.received_bytes, download.resumed_bytes)
+    return PullResult(model, True, download.received_bytes, download.resumed_bytes, left)
+
+
+def _own_of(store: DeviceStore, model: Installed, kind: FileKind | None) -> Installed | None:
+    """The device's own model, if it is in use, whole, and made from this very one."""
+    current = store.current()
+    if current is None or current.manifest.personal is None or kind not in (None, current.kind):
+        return None
+    if current.manifest.personal.base_sha256 != model.manifest_sha256:
+        return None
+    try:
+        current.verify()
+    except ArtifactError:
+        return None
+    return current
+
+
+def _is_own(model: Installed | None) -> bool:
+    return model is not None and model.manifest.personal is not None
 
 
 @contextmanager
@@ -158,10 +182,21 @@ def _lies_here(model: Installed) -> bool:
     return True
 
 
+def fetch(link: Link, store: DeviceStore, file: BareFile, target: Path, retry: Retry) -> None:
+    """Download another file of a published model to its place; the caller holds the store's lock.
+
+    DepotError and ArtifactError as `pull`.
+    """
+    with _explained(store):
+        download = _Download(store.part(file.sha256), file)
+        download.run(link, retry)
+        durable.move(download.part, target)
+
+
 class _Download:
     """One file on its way: whole chunks are kept, so that a cut costs at most one of them."""
 
-    def __init__(self, part: Path, entry: FileEntry) -> None:
+    def __init__(self, part: Path, entry: BareFile) -> None:
         self.part = part
         self.received_bytes = 0
         self.resumed_bytes = 0

@@ -8,6 +8,7 @@ from .store import DeviceStore, Installed
 if TYPE_CHECKING:  # `status` loads neither a runtime nor grpc
     from ..protos.probes import Measurements
     from .device_model import Measured
+    from .personal.personalize import Personalized
     from .pull import PullResult
 
 
@@ -22,6 +23,7 @@ def of_model(model: Installed) -> dict[str, Any]:
         "path": str(model.model_path),
         "size_bytes": manifest.file(model.kind).size_bytes,
         "manifest_sha256": model.manifest_sha256,
+        "personal": manifest.personal.method if manifest.personal else None,
     }
 
 
@@ -32,6 +34,21 @@ def of_pull(result: "PullResult") -> dict[str, Any]:
         "activated": result.activated,
         "downloaded_bytes": result.downloaded_bytes,
         "resumed_bytes": result.resumed_bytes,
+        **({"personalize_again": True} if result.left_own else {}),
+    }
+
+
+def of_personalized(result: "Personalized") -> dict[str, Any]:
+    """What personalization did."""
+    return {
+        **of_model(result.model),
+        "activated": result.activated,
+        "changed_layers": list(result.layers),
+        "layers": result.all_layers,
+        "adapter_bytes": result.adapter_bytes,
+        "examples": result.examples,
+        "base_accuracy": result.base_accuracy,
+        "accuracy": result.accuracy,
     }
 
 

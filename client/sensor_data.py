@@ -46,7 +46,7 @@ def har(
     """One client's windows (6, 128) of GeoTec HAR: accelerometer and gyroscope, 5 activities.
 
     The last `test_subjects` of the 23 subjects are given to no client; a client is one of the
-    others, or several where there are fewer clients. Validation takes whole recordings: the
+    others, or several where there are fewer clients; with `test_subjects` = 0 all are clients. Validation takes whole recordings: the
     windows of one overlap. The folder holds geotec_sp_sw.npz.
     """
     everything, subjects, recordings, classes = _har(_path(root, HAR_FILE), device)
@@ -155,9 +155,10 @@ def _counts(values: NDArray[Any], size: int) -> bool:
 def _subjects(subjects: Ints, held: int) -> tuple[Ints, Ints]:
     """(given to clients, held out) of the subjects."""
     found = np.unique(subjects)
-    if not 0 < held < len(found):
-        raise UsageError(f"har: test_subjects = {held}; allowed: 1 to {len(found) - 1}")
-    return found[:-held], found[-held:]
+    if not 0 <= held < len(found):
+        raise UsageError(f"har: test_subjects = {held}; allowed: 0 to {len(found) - 1}")
+    given = len(found) - held
+    return found[:given], found[given:]
 
 
 def _share(owners: Ints, client: int, clients: int, what: str) -> Ints:

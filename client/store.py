@@ -172,11 +172,31 @@ class DeviceStore:
         if part is not None:
             durable.move(part, model.model_path)
 
-    def activate(self, model: Installed) -> None:
-        """Put a model in use; the one that was becomes the previous one."""
+    def published(self) -> Installed:
+        """The model in use, or the published one that it was made from, its file compared.
+
+        UsageError when there is none; ArtifactError when it is damaged, or is here no longer.
+        """
+        current = self.require_current()
+        personal = current.manifest.personal
+        if personal is None:
+            return current
+        state = self.state()
+        before = self._open(state.previous) if state.previous else None
+        if before is None or before.manifest_sha256 != personal.base_sha256:
+            raise ArtifactError(
+                f"store {self.folder}: the published model that the one in use was made from is here no "
+                "longer; pull again"
+            )
+        before.verify()
+        return before
+
+    def activate(self, model: Installed, before: Installed | None = None) -> None:
+        """Put a model in use; the one that was, or `before`, becomes the previous one."""
         state, pointer = self.state(), _pointer(model)
         if pointer != state.current:
-            state = state.model_copy(update={"current": pointer, "previous": state.current})
+            previous = _pointer(before) if before else state.current
+            state = state.model_copy(update={"current": pointer, "previous": previous})
         strikes = {key: value for key, value in state.strikes.items() if key != _key(model)}
         self._write(state.model_copy(update={"strikes": strikes}))
         self._prune()

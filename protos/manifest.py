@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..supernet.errors import ArtifactError
+from .trainable import TRAINABLE
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -34,13 +35,18 @@ class TensorSpec(_Record):
     zero_point: int | None = None
 
 
-class FileEntry(_Record):
-    """One file of the artifact. `name` is a bare file name; `sha256` is 64 hex digits."""
+class BareFile(_Record):
+    """A file of the artifact. `name` is a bare file name; `sha256` is 64 hex digits."""
 
-    kind: FileKind
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     size_bytes: int = Field(gt=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class FileEntry(BareFile):
+    """A file that a runtime loads."""
+
+    kind: FileKind
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -82,11 +88,29 @@ class Finished(_Record):
     standard_error: float
 
 
+class Personal(_Record):
+    """That a device made this model of a published one, for itself alone: it is in no registry.
+
+    `base_sha256` is of the published manifest, `adapter_sha256` of the file with what was changed,
+    `layers` what that touches. Accuracies, fractions of 1, are of the two files on as many of the
+    device's own examples, which it did not train on; None where it has none.
+    """
+
+    base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    method: str
+    layers: tuple[str, ...]
+    examples: int = Field(ge=0)
+    base_accuracy: float | None
+    accuracy: float | None
+
+
 class Manifest(_Record):
     """Everything a device or a stranger must know about one published model.
 
     `supernet_sha256` is of the weights that it was cut from; where it is `finished`, those are the
-    finishing's, and the run's are named in there.
+    finishing's, and the run's are named in there. `trainable` is for devices that train the model
+    further for themselves (`protos.trainable`), `personal` says that one did.
     """
 
     schema_version: int = SCHEMA
@@ -105,12 +129,14 @@ class Manifest(_Record):
     golden: Golden
     files: tuple[FileEntry, ...]
     finished: Finished | None = None
+    trainable: BareFile | None = None
+    personal: Personal | None = None
 
     @model_validator(mode="after")
     def _files_are_distinct(self) -> Self:
         kinds = {entry.kind for entry in self.files}
-        names = {entry.name for entry in self.files} - {MANIFEST_NAME}
-        if not self.files or len(kinds) != len(self.files) or len(names) != len(self.files):
+        names = {entry.name for entry in self.named().values()} - {MANIFEST_NAME}
+        if not self.files or len(kinds) != len(self.files) or len(names) != len(self.named()):
             raise ValueError(
                 f"files: at least one, each of its own kind and name, none named {MANIFEST_NAME}"
             )
@@ -124,12 +150,18 @@ class Manifest(_Record):
         known = ", ".join(entry.kind for entry in self.files)
         raise ArtifactError(f"manifest of {self.model}: no file of kind {kind!r}; it has {known}")
 
+    def named(self) -> dict[str, BareFile]:
+        """All files that belong to the artifact: those to run by kind, and what else there is."""
+        found: dict[str, BareFile] = {entry.kind: entry for entry in self.files}
+        return found if self.trainable is None else {**found, TRAINABLE: self.trainable}
+
     def to_json(self) -> bytes:
         """Canonical bytes: the same manifest always gives the same sha256."""
         import json
 
         # A device of an older version refuses a name that it does not know.
-        left_out = {"finished"} if self.finished is None else None
+        optional = ("finished", "trainable", "personal")
+        left_out = {name for name in optional if getattr(self, name) is None}
         fields = self.model_dump(mode="json", exclude=left_out)
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 

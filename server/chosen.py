@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..protos.inference import Ranges
-from ..protos.manifest import FileEntry, FileKind, Finished, Manifest
+from ..protos.manifest import BareFile, FileEntry, FileKind, Finished, Manifest
 from ..protos.subnets import Statistics
 from ..specialize.adjust import Adjustment
 from ..specialize.export import Subnet
@@ -56,4 +56,5 @@ class Work:
     ranges: dict[str, Ranges] = field(default_factory=dict)
     input_range: tuple[float, float] = (0.0, 0.0)
     entries: list[FileEntry] = field(default_factory=list)
+    trainable: BareFile | None = None
     figures: dict[FileKind, FileMeasured] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from ..protos.manifest import FileEntry, FileKind, Manifest
 from ..protos.subnets import flat_statistics
 from ..specialize import estimators
 from ..specialize.estimators import BINS
-from ..specialize.export import FLOATS, FloatExport, Subnet, export_floats, quantize
+from ..specialize.export import FLOATS, FloatExport, Subnet, complete, export_floats
 from ..specialize.fork_server import Call, ForkServer
 from ..specialize.ranges import agreeing, merge
 from ..supernet.axes import regions
@@ -34,7 +34,7 @@ from .fleet import Fleet
 from .model_folders import ModelFolders
 from .publication import Manifests, Verified
 
-Publish = Callable[[Manifest, Mapping[FileKind, Path]], Manifest]
+Publish = Callable[[Manifest, Mapping[str, Path]], Manifest]
 STEPS = (
     "exporting",
     "observing activation ranges",
@@ -216,19 +216,28 @@ class Production:
         return seen, partial(estimators.merged, estimator=export.ranges)
 
     def _quantize(self, converters: ForkServer) -> None:
-        for work, entries in self._converted(
-            "quantizing", converters, lambda work: Call(quantize, (work.folder, work.ranges))
+        for work, completed in self._converted(
+            "quantizing",
+            converters,
+            lambda work: Call(complete, (work.subnet, work.folder, work.ranges)),
         ):
-            work.input_range = _input_range(work.ranges, entries)
-            work.entries = _kept(work, entries)
+            work.input_range = _input_range(work.ranges, completed.entries)
+            work.entries = _kept(work, completed.entries)
+            work.trainable = completed.trainable
 
     def _published(self, name: str, work: Work, publish: Publish) -> Made:
         draft = self._manifests.draft(
             Verified(
-                work.chosen, work.subnet, work.folder, work.input_range, work.entries, work.figures
+                work.chosen,
+                work.subnet,
+                work.folder,
+                work.input_range,
+                work.entries,
+                work.figures,
+                work.trainable,
             )
         )
-        paths = {entry.kind: work.folder / entry.name for entry in work.entries}
+        paths = {name: work.folder / file.name for name, file in draft.named().items()}
         manifest = publish(draft, paths)
         (work.folder / "manifest.json").write_bytes(manifest.to_json())
         path = self._folders.publish(name) / "manifest.json"

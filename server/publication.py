@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..protos.inference import Floats
-from ..protos.manifest import FileEntry, FileKind, Golden, Manifest
+from ..protos.golden import allowed
+from ..protos.manifest import BareFile, FileEntry, FileKind, Golden, Manifest
 from ..protos.messages import DeviceProfile
 from ..specialize.export import Subnet, module_of
 from ..specialize.verify import outputs_in_fresh_process
@@ -22,8 +22,6 @@ from .chosen import Chosen
 from .config import ExportConfig, RunConfig
 from .figures import FileMeasured
 
-# A golden test must pass on another processor's arithmetic too.
-GOLDEN_MARGIN, GOLDEN_FLOOR = 2.0, 1e-4
 Figures = Mapping[FileKind, FileMeasured]
 
 
@@ -42,6 +40,7 @@ class Verified:
     input_range: tuple[float, float]
     entries: Sequence[FileEntry]
     figures: Figures
+    trainable: BareFile | None = None
 
 
 class Manifests:
@@ -76,6 +75,7 @@ class Manifests:
             golden=self._golden(work),
             files=tuple(work.entries),
             finished=work.chosen.finished,
+            trainable=work.trainable,
         )
 
     def _golden(self, work: Verified) -> Golden:
@@ -98,16 +98,6 @@ class Manifests:
             output=tuple(reference.ravel().tolist()),
             tolerance=tolerance,
         )
-
-
-def allowed(output: Floats, reference: Floats, told: float) -> float:
-    """How far a golden output may lie from the reference: what was seen here or on devices, twice.
-
-    `told`, the devices' largest difference, counts up to half the range of the reference's logits:
-    with more, the test would accept nearly anything, and one device's word would be enough.
-    """
-    seen = float(np.abs(output - reference).max())
-    return GOLDEN_MARGIN * max(seen, min(told, float(np.ptp(reference)) / 2)) + GOLDEN_FLOOR
 
 
 def check_figures(figures: Figures, limits: ExportConfig) -> None:

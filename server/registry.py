@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from ..protos import durable
 from ..protos.depot import MANIFEST_BYTES, STABLE, is_model_name, is_name, is_sha256
-from ..protos.manifest import FileEntry, FileKind, Manifest
+from ..protos.manifest import BareFile, Manifest
 from ..supernet.errors import ArtifactError, DepotError
 from . import registry_schema as schema
 
@@ -69,17 +69,18 @@ class Registry:
             raise
 
     def publish(
-        self, draft: Manifest, files: Mapping[FileKind, Path], channel: str | None = STABLE
+        self, draft: Manifest, files: Mapping[str, Path], channel: str | None = STABLE
     ) -> Manifest:
         """Add the model's next version with all of its files, and point `channel` at it.
 
         The version in `draft` is not read: the manifest returned carries the new one. ArtifactError
-        when the files are not what the draft says (kinds, size, sha256); nothing is visible then.
+        when the files, by the names of `Manifest.named`, are not what the draft says (which there are,
+        size, sha256); nothing is visible then.
         """
         if channel is not None:
             _check("channel", channel, is_name(channel))
-        said = {entry.kind for entry in draft.files}
-        if said != set(files):
+        said = draft.named()
+        if said.keys() != files.keys():
             raise ArtifactError(
                 f"publish {draft.model}: files given: {', '.join(sorted(files))}; "
                 f"the manifest has {', '.join(sorted(said))}"
@@ -94,8 +95,8 @@ class Registry:
                     f"publish {draft.model}: the manifest has {len(data)} bytes; "
                     f"allowed: {MANIFEST_BYTES}"
                 )
-            for entry in draft.files:
-                self._store(entry, files[entry.kind])
+            for name, entry in said.items():
+                self._store(entry, files[name])
             schema.add_version(database, manifest, data, time.time())
             if channel is not None:
                 schema.point(database, manifest.device_class, channel, manifest.model, version)
@@ -205,7 +206,7 @@ class Registry:
     def _blob(self, sha256: str) -> Path:
         return self.root / "blobs" / sha256[:2] / sha256
 
-    def _store(self, entry: FileEntry, source: Path) -> None:
+    def _store(self, entry: BareFile, source: Path) -> None:
         """Copy a file to its place; what lies there already is replaced by the same bytes."""
         draft = self.root / "drafts" / f"{entry.sha256}.{os.getpid()}"
         target = self._blob(entry.sha256)

@@ -98,8 +98,8 @@ def add_version(
         )
     )
     rows = [
-        {**key, "kind": entry.kind, "sha256": entry.sha256, "size_bytes": entry.size_bytes}
-        for entry in manifest.files
+        {**key, "kind": name, "sha256": file.sha256, "size_bytes": file.size_bytes}
+        for name, file in manifest.named().items()
     ]
     database.execute(_FILES.insert(), rows)
 

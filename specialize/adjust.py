@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..supernet.called_layers import called_layers
 from ..supernet.errors import ExportError, UsageError
-from .called_layers import called_layers
 
 TOLERANCE = 1e-4
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from .called_layers import Layer
-from .fx_folding import traced
+from ..supernet.called_layers import WeightLayer as Layer
+from ..supernet.fx_folding import traced
 
 HOMOGENEOUS = (
     nn.ReLU, nn.Identity, nn.Dropout, nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,

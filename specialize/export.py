@@ -9,14 +9,18 @@ from pathlib import Path
 import torch
 
 from ..protos.inference import Ranges
-from ..protos.manifest import FILE_NAMES, FileEntry, FileKind, TensorSpec
+from ..protos.manifest import FILE_NAMES, BareFile, FileEntry, FileKind, TensorSpec
 from ..protos.subnets import set_statistics
+from ..protos.trainable import TRAINABLE_NAME
 from ..supernet.axes import regions
 from ..supernet.families.catalogue import space_from_dict
+from ..supernet.folding import folded
 from ..supernet.space import Value
 from ..supernet.subnet import static
 from ..supernet.weights import Flat, shapes_of, size_of, split
 from .adjust import AS_TRAINED, Adjustment, adjusted
+from .equalize import equalized
+from .placing import trainable_of
 
 FLOATS: Mapping[str, FileKind] = {"tflite": "tflite_fp32", "onnx": "onnx_fp32"}
 INTS: Mapping[str, FileKind] = {"tflite": "tflite_int8", "onnx": "onnx_int8"}
@@ -43,6 +47,14 @@ class FloatExport:
 
     input_shape: tuple[int, ...]
     observable: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What the second step gives: entries of all files to run, and of the one to train on."""
+
+    entries: list[FileEntry]
+    trainable: BareFile
 
 
 def preload() -> None:
@@ -75,14 +87,10 @@ def module_of(subnet: Subnet) -> torch.nn.Module:
 def export_floats(subnet: Subnet, formats: Sequence[str], folder: Path) -> FloatExport:
     """Write the float files into a folder; ExportError when a converter refuses."""
     from . import onnx_export, tflite
-    from .equalize import equalized
-    from .folding import folded
 
     space = space_from_dict(subnet.space)
     shape = space.input_shape(space.arch(subnet.arch))
-    module, example = folded(module_of(subnet)), torch.zeros(1, *shape)
-    if subnet.equalize:
-        module = equalized(module).module
+    module, example = _ready(subnet), torch.zeros(1, *shape)
     folder.mkdir(parents=True, exist_ok=True)
     observable = {}
     for form in formats:
@@ -94,6 +102,23 @@ def export_floats(subnet: Subnet, formats: Sequence[str], folder: Path) -> Float
             onnx_export.export_onnx(module, example, path)
             observable[form] = onnx_export.observable(path)
     return FloatExport(shape, observable)
+
+
+def complete(subnet: Subnet, folder: Path, ranges: Mapping[str, Ranges]) -> Completed:
+    """`quantize`, and write beside the files what a device needs to train the subnet further."""
+    entries = quantize(folder, ranges)
+    content = trainable_of(_ready(subnet), entries, folder).to_bytes()
+    (folder / TRAINABLE_NAME).write_bytes(content)
+    bare = BareFile(
+        name=TRAINABLE_NAME, size_bytes=len(content), sha256=sha256(content).hexdigest()
+    )
+    return Completed(entries, bare)
+
+
+def _ready(subnet: Subnet) -> torch.nn.Module:
+    """The subnet as its files hold it."""
+    module = folded(module_of(subnet))
+    return equalized(module).module if subnet.equalize else module
 
 
 def quantize(folder: Path, ranges: Mapping[str, Ranges]) -> list[FileEntry]:

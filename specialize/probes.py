@@ -20,6 +20,7 @@ from ..supernet.axes import regions
 from ..supernet.cost import LayerPlan, cost
 from ..supernet.errors import ExportError, UsageError
 from ..supernet.families.catalogue import space_from_dict
+from ..supernet.folding import folded
 from ..supernet.randomness import array_stream, stream
 from ..supernet.space import Arch, Space, Value, plain
 from ..supernet.subnet import static
@@ -180,7 +181,6 @@ def _exported(
     module: nn.Module, shape: tuple[int, ...], formats: Sequence[str], folder: Path
 ) -> tuple[FileEntry, ...]:
     from . import onnx_export, tflite
-    from .folding import folded
 
     ready, example = folded(module.eval()), torch.zeros(1, *shape)
     folder.mkdir(parents=True)

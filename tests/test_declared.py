@@ -19,11 +19,11 @@ from fedofa.server.config import parse_config
 from fedofa.server.operate import train_job
 from fedofa.server.training import Training
 from fedofa.specialize.filesize import predicted_size_bytes
-from fedofa.specialize.folding import folded
 from fedofa.supernet.axes import regions
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import ExportError
 from fedofa.supernet.families.declared import DeclaredSpace
+from fedofa.supernet.folding import folded
 from fedofa.supernet.subnet import batch_norms, extract
 from fedofa.supernet.torchvision_import import import_module
 from fedofa.supernet.weights import digest, initial

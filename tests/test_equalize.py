@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fedofa.specialize.equalize import equalized
-from fedofa.specialize.folding import folded
+from fedofa.supernet.folding import folded
 from torch import Tensor, nn
 from toy_networks import digits, digits_files
 

@@ -11,6 +11,7 @@ import pytest
 from fedofa.client.app import app as honest_app
 from fedofa.client.device import of_node
 from fedofa.protos.flower import from_record, to_record
+from fedofa.protos.golden import allowed
 from fedofa.protos.messages import (
     Body,
     EvaluateReply,
@@ -25,7 +26,6 @@ from fedofa.server.evaluation import FederatedEvaluator, Target
 from fedofa.server.exchange import Exchange
 from fedofa.server.figures import FileMeasured, Measured
 from fedofa.server.fleet import Fleet
-from fedofa.server.publication import allowed
 from fedofa.server.survey import Survey
 from fedofa.supernet.batchnorm import Moments, collect
 from fedofa.supernet.cost import Budget, cost

@@ -11,9 +11,9 @@ from fedofa.protos.manifest import FILE_NAMES, FileKind
 from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, tflite, verify
 from fedofa.specialize.export import FLOATS, INTS
-from fedofa.specialize.folding import folded
 from fedofa.specialize.ranges import merge
 from fedofa.supernet.errors import ExportError
+from fedofa.supernet.folding import folded
 from torch import nn
 from toy_networks import (
     FORMATS,

@@ -181,7 +181,7 @@ def test_what_is_published_is_one_verified_file_of_the_kind_and_nothing_else(
             assert set(manifest.golden.tolerance) == {row["kind"]}
             folder = Path(row["manifest"]).parent
             names = sorted(path.name for path in folder.iterdir())
-            assert names == ["manifest.json", manifest.files[0].name]
+            assert names == ["manifest.json", manifest.files[0].name, "trainable.safetensors"]
             assert 0 <= row["validation_file"] <= 1
     assert not list((site.folder / "fleets/sensors/models").glob(".draft*"))
 

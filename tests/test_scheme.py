@@ -10,13 +10,13 @@ import torch
 from fedofa.protos.inference import Floats, open_model
 from fedofa.protos.manifest import FILE_NAMES
 from fedofa.specialize import onnx_export, onnx_quantize, tflite, tflite_file, tflite_recipe
-from fedofa.specialize.called_layers import called_layers
 from fedofa.specialize.export import FLOATS, INTS, file_entry
-from fedofa.specialize.folding import folded
 from fedofa.specialize.onnx_weights import rounded
 from fedofa.specialize.scheme import INT8, QuantScheme, require
+from fedofa.supernet.called_layers import called_layers
 from fedofa.supernet.errors import ExportError, UsageError
 from fedofa.supernet.fake_quant import quantized
+from fedofa.supernet.folding import folded
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays

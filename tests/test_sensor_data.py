@@ -114,7 +114,7 @@ def test_what_the_user_asks_for_must_be_there(tmp_path: Path) -> None:
         har(root, client=0, clients=4)
     with pytest.raises(UsageError, match="device = 'ring'; allowed: phone, watch"):
         har_test(root, device="ring")
-    with pytest.raises(UsageError, match="test_subjects = 8; allowed: 1 to 7"):
+    with pytest.raises(UsageError, match="test_subjects = 8; allowed: 0 to 7"):
         har_test(root, test_subjects=8)
 
 

@@ -124,6 +124,7 @@ def test_a_folder_is_replaced_as_a_whole_and_a_failed_class_keeps_its_former_one
         "manifest.json",
         "model.fp32.onnx",
         "model.int8.onnx",
+        "trainable.safetensors",
     ]
 
 

@@ -13,7 +13,7 @@ from fedofa.protos.manifest import FILE_NAMES, FileEntry, FileKind
 from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, onnx_quantize, tflite
 from fedofa.specialize.export import FLOATS, INTS, file_entry
-from fedofa.specialize.folding import folded
+from fedofa.supernet.folding import folded
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn

@@ -116,7 +116,7 @@ def bench(
         str,
         typer.Argument(
             help="static, views, merge, ..., all; or accuracy, search, robust, codec, "
-            "heterogeneity, bits, ladders, finish."
+            "heterogeneity, bits, ladders, finish, personal."
         ),
     ] = "all",
     data: Annotated[str, typer.Option(help="accuracy: fashion, cifar10, har.")] = "fashion",
@@ -142,8 +142,8 @@ def bench(
     if name in ("robust", "codec", "heterogeneity"):
         import_module("fedofa.benchmarks.fleet_trials").command(name, seeds, jobs, results)
         return
-    if name in ("bits", "ladders", "finish"):
-        module = {"bits": "bits", "ladders": "bits_ladders", "finish": "finish"}[name]
+    if name in ("bits", "ladders", "finish", "personal"):
+        module = {"ladders": "bits_ladders"}.get(name, name)
         import_module(f"fedofa.benchmarks.{module}").command(results)
         return
     if name == "search":

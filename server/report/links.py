@@ -130,7 +130,7 @@ def subnet(facts: Facts, name: str, manifest: Manifest) -> Iterator[str]:
 
 def files(folder: Path, manifest: Manifest) -> Iterator[str]:
     """The files beside a manifest."""
-    for entry in manifest.files:
+    for entry in manifest.named().values():
         path = folder / entry.name
         found = _sha256(path)
         if found != entry.sha256:
@@ -156,7 +156,7 @@ def in_registry(
                     f"registry {root}: the manifest of {manifest.model}, version "
                     f"{manifest.version}, is not {sha256}; {AGAIN}"
                 )
-            for entry in manifest.files:
+            for entry in manifest.named().values():
                 path = registry.blob_path(entry.sha256)
                 if _sha256(path) != entry.sha256:
                     broken.append(f"registry {root}: file {path} was changed; {AGAIN}")

@@ -6,9 +6,9 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from ..supernet.errors import ExportError
-from ..supernet.subnet import batch_norms
+from .errors import ExportError
 from .fx_folding import fold_followed
+from .subnet import batch_norms
 
 
 def folded(module: nn.Module) -> nn.Module:

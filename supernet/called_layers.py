@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+WeightLayer = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
-def called_layers(module: nn.Module, example: Tensor) -> dict[str, Layer]:
+def called_layers(module: nn.Module, example: Tensor) -> dict[str, WeightLayer]:
     """Name → layer, by running an input (1, …); one that runs twice stands where it runs first."""
-    called: dict[str, Layer] = {}
+    called: dict[str, WeightLayer] = {}
     hooks = []
     for name, layer in module.named_modules():
-        if isinstance(layer, Layer):
+        if isinstance(layer, WeightLayer):
 
             def note(layer: nn.Module, _x: object, _y: object, name: str = name) -> None:
                 called.setdefault(name, layer)  # type: ignore[arg-type]
