@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from fedofa.client.personal.methods import METHODS
 from fedofa.client.personal.network import Network
-from fedofa.client.personal.training import Schedule, output_range, trained
+from fedofa.client.personal.training import Schedule, trained
 from fedofa.client.sensor_data import har
 from fedofa.protos import durable
 from fedofa.protos.data import ClientData, Examples
@@ -156,7 +156,7 @@ def _person(files: _Files, person: int, seed: int) -> Iterator[Record]:
     train = Examples(data.normalized(data.train.x), data.train.y)
     x, y = data.normalized(data.validation.x), data.validation.y
     network = Network(files.manifest, files.trainable, INT8)
-    limits = output_range(files.entry.outputs)
+    limits = files.trainable.logits.get(INT8)
 
     def right(layers: Mapping[str, Layer]) -> float:
         return float((network.outputs(x, dict(layers)).argmax(1) == y).mean())

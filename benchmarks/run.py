@@ -11,6 +11,7 @@ from fedofa.supernet.errors import UsageError
 from rich.console import Console
 
 from .aggregate import bench_aggregate
+from .exports import bench_export
 from .fleet_plan import bench_fleet
 from .groups import bench_groups
 from .merging import bench_memory, bench_merge
@@ -30,6 +31,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[dict[str, Any]]]] = MappingProxyType(
         "aggregate": bench_aggregate,
         "groups": bench_groups,
         "fleet": bench_fleet,
+        "export": bench_export,
     }
 )
 

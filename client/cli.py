@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..protos import durable
-from ..supernet.errors import FedofaError
+from ..supernet.errors import FedofaError, UsageError
 
 app = typer.Typer(
     name="fedofa-device",
@@ -118,12 +118,16 @@ def personalize(
         typer.Option(metavar="HOST:PORT", help="The depot: the first time for each version."),
     ] = None,
     method: Annotated[
-        str,
-        typer.Option(help="taps: layers for which it pays; norm: gains and biases; head; full."),
-    ] = "taps",
-    epochs: Annotated[int, typer.Option(help="Passes over the training examples.")] = 30,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
-    penalty: Annotated[float, typer.Option(help="taps: what a changed layer costs.")] = 1.0,
+        str | None,
+        typer.Option(
+            help="taps (default): layers for which it pays; norm: gains and biases; head; full."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the examples; else 30.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; else 0.01.")] = None,
+    penalty: Annotated[
+        float | None, typer.Option(help="taps: what a changed layer costs; else 1.")
+    ] = None,
     adapter: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Put these changes in again instead of training."),
@@ -147,7 +151,11 @@ def personalize(
     from .personal.training import Schedule
     from .store import DeviceStore
 
-    schedule = Schedule(method, epochs, lr, penalty=penalty)  # type: ignore[arg-type]
+    asked = {"method": method, "epochs": epochs, "lr": lr, "penalty": penalty}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if adapter is not None and given:
+        raise UsageError(f"--adapter trains nothing: leave out --{next(iter(given))}")
+    schedule = Schedule(**given)  # type: ignore[arg-type]
     token = read_token(token_file) if token_file else None
     address = Address(server, ca, token, insecure) if server else None
     found = personalized(
@@ -294,7 +302,8 @@ def _show(report: dict[str, Any], as_json: bool) -> None:
         return
     for name, value in report.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {part}" for key, part in value.items())
+            parts = {key: part for key, part in value.items() if part is not None}
+            value = ", ".join(f"{key} {part}" for key, part in parts.items())
         if value not in (None, "") and name != "models":
             typer.echo(f"{name.replace('_', ' ')}: {value}")
     for model in report.get("models", []):

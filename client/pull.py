@@ -84,16 +84,16 @@ def pull(
     damaged or fails its golden test. The model that was in use stays in use then.
     """
     request, retry = request or PullRequest(), retry or Retry()
-    with _explained(store), store.lock():
+    with explained(store), store.lock():
         with Link(address, retry.call_timeout_s) as link:
             data, manifest = _resolve(link, store, request, retry)
             model = store.find(data, manifest, choose(manifest, request.kind))
-            current = _own_of(store, model, request.kind)
-            if current is not None:
-                return PullResult(current, False, 0, 0)
+            before = _in_use(store)
+            if before is not None and _is_own_of(before, store, model, request.kind):
+                return PullResult(before, False, 0, 0)
             if store.is_current(model, data):
                 return PullResult(model, False, 0, 0)
-            left = _is_own(store.current())
+            left = before is not None and before.manifest.personal is not None
             _refuse_struck(store, model, request.force)
             entry = manifest.file(model.kind)
             download = _Download(store.part(entry.sha256), entry)
@@ -112,26 +112,32 @@ def pull(
     return PullResult(model, True, download.received_bytes, download.resumed_bytes, left)
 
 
-def _own_of(store: DeviceStore, model: Installed, kind: FileKind | None) -> Installed | None:
-    """The device's own model, if it is in use, whole, and made from this very one."""
-    current = store.current()
-    if current is None or current.manifest.personal is None or kind not in (None, current.kind):
-        return None
-    if current.manifest.personal.base_sha256 != model.manifest_sha256:
-        return None
+def _in_use(store: DeviceStore) -> Installed | None:
+    """The model in use; None where what says so is damaged, which a pull repairs."""
     try:
-        current.verify()
+        return store.current()
     except ArtifactError:
         return None
-    return current
 
 
-def _is_own(model: Installed | None) -> bool:
-    return model is not None and model.manifest.personal is not None
+def _is_own_of(
+    current: Installed, store: DeviceStore, model: Installed, kind: FileKind | None
+) -> bool:
+    """Whether it is the device's own, whole, and made from this very model, which is still here."""
+    personal = current.manifest.personal
+    if personal is None or personal.base_sha256 != model.manifest_sha256:
+        return False
+    try:
+        current.verify()
+        store.published()
+    except ArtifactError:
+        return False
+    return kind in (None, current.kind)
 
 
 @contextmanager
-def _explained(store: DeviceStore) -> Iterator[None]:
+def explained(store: DeviceStore) -> Iterator[None]:
+    """What the system says of a store's files, as an ArtifactError that names the store."""
     try:
         yield
     except OSError as error:
@@ -187,7 +193,7 @@ def fetch(link: Link, store: DeviceStore, file: BareFile, target: Path, retry: R
 
     DepotError and ArtifactError as `pull`.
     """
-    with _explained(store):
+    with explained(store):
         download = _Download(store.part(file.sha256), file)
         download.run(link, retry)
         durable.move(download.part, target)

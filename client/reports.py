@@ -45,9 +45,11 @@ def of_personalized(result: "Personalized") -> dict[str, Any]:
         "activated": result.activated,
         "changed_layers": list(result.layers),
         "layers": result.all_layers,
-        "adapter_bytes": result.adapter_bytes,
+        "adapter": str(result.adapter),
+        "adapter_bytes": result.adapter.stat().st_size,
         "examples": result.examples,
         "base_accuracy": result.base_accuracy,
+        "before_accuracy": result.before_accuracy,
         "accuracy": result.accuracy,
     }
 

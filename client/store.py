@@ -8,9 +8,10 @@ in use or the new one is, complete. POSIX file systems only.
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +22,8 @@ from ..protos.manifest import FILE_NAMES, MANIFEST_NAME, FileKind, Manifest
 from ..supernet.errors import ArtifactError, UsageError
 
 MAX_STRIKES = 3
+LOOK_AGAIN_S = 0.1
+KEPT_ADAPTERS = 8
 _REMEMBERED_STRIKES = 32
 
 
@@ -92,16 +95,24 @@ class DeviceStore:
         self.folder = root / device_class
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from changing this store; ArtifactError when one is at it."""
+    def lock(self, patience_s: float = 0.0) -> Iterator[None]:
+        """Keep other processes from changing this store.
+
+        ArtifactError when one is at it and does not end in time.
+        """
         durable.make_folder(self.folder)
+        end_s = time.monotonic() + patience_s
         with ExitStack() as stack:
-            try:
-                stack.enter_context(durable.locked(self.folder / "lock"))
-            except BlockingIOError:
-                raise ArtifactError(
-                    f"store {self.folder}: another process is changing it; try again when it ends"
-                ) from None
+            while True:
+                try:
+                    stack.enter_context(durable.locked(self.folder / "lock"))
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end_s:
+                        raise ArtifactError(
+                            f"store {self.folder}: another process is changing it; try again when it ends"
+                        ) from None
+                    time.sleep(LOOK_AGAIN_S)
             yield
 
     def state(self) -> State:
@@ -137,6 +148,18 @@ class DeviceStore:
     def part(self, sha256: str) -> Path:
         """Where the unfinished download of a file lies."""
         return self.folder / "parts" / f"{sha256}.part"
+
+    def keep_adapter(self, base: Installed, content: bytes) -> Path:
+        """Keep what a device learned beside a version; the last ones are kept, whatever is in use."""
+        folder = self.folder / "adapters"
+        durable.make_folder(folder)
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = folder / f"{base.folder.name}-{sha256[:8]}.safetensors"
+        durable.write(path, content)
+        kept = sorted(folder.glob("*.safetensors"), key=lambda one: one.stat().st_mtime_ns)
+        for old in kept[:-KEPT_ADAPTERS]:
+            old.unlink(missing_ok=True)
+        return path
 
     def find(self, manifest_json: bytes, manifest: Manifest, kind: FileKind) -> Installed:
         """How a version is, or would be, installed here."""
@@ -188,8 +211,10 @@ class DeviceStore:
                 f"store {self.folder}: the published model that the one in use was made from is here no "
                 "longer; pull again"
             )
-        before.verify()
-        return before
+        # The other pointer may name another kind of file of the same version.
+        base = replace(before, kind=current.kind)
+        base.verify()
+        return base
 
     def activate(self, model: Installed, before: Installed | None = None) -> None:
         """Put a model in use; the one that was, or `before`, becomes the previous one."""

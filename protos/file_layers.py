@@ -17,6 +17,8 @@ from ..supernet.errors import ArtifactError
 
 Floats = NDArray[np.float32]
 FLOAT, INT8, INT32 = np.dtype("<f4"), np.dtype("i1"), np.dtype("<i4")
+SMALLEST = np.finfo(np.float32).tiny
+MARGIN, ROUNDED = 0.999, 0.501
 
 
 class Steps(BaseModel):
@@ -82,8 +84,8 @@ def read(content: bytes, placed: Mapping[str, Placed], shapes: Shapes) -> dict[s
 def written(content: bytes, placed: Mapping[str, Placed], layers: Layers) -> bytes:
     """The file with these layers in place of its own; integers are rounded in steps of a channel.
 
-    A channel whose weights are all zero keeps its step. ArtifactError as `read`, and for values that
-    are not finite or a bias where the file has none.
+    A channel whose weights are all zero keeps its step. ArtifactError as `read`, for values that are not
+    finite, for a bias where the file has none, and where integers cannot stand for the values.
     """
     shapes = {name: layer.kernel.shape for name, layer in layers.items()}
     check(placed, shapes, len(content))
@@ -103,6 +105,7 @@ def written(content: bytes, placed: Mapping[str, Placed], layers: Layers) -> byt
                 _put(file, place.bias, layer.bias.astype(FLOAT))
         else:
             _put_integers(file, place, place.steps, layer)
+            _compare(name, layer, bytes(file), place)
     return bytes(file)
 
 
@@ -163,9 +166,7 @@ def _read(content: bytes, place: Placed, shape: tuple[int, ...]) -> Layer:
 
 def _put_integers(file: bytearray, place: Placed, steps: Steps, layer: Layer) -> None:
     kernel, ndim = layer.kernel, layer.kernel.ndim
-    largest = np.abs(kernel).max(axis=tuple(range(1, ndim)))
-    kept = _get(bytes(file), steps.scale, FLOAT, len(kernel))
-    scale = np.where(largest > 0, largest / np.float32(steps.levels), kept).astype(FLOAT)
+    scale = _scales(layer, steps, _get(bytes(file), steps.scale, FLOAT, len(kernel)))
     rounded = np.round(kernel / along_outputs(scale, ndim)).clip(-steps.levels, steps.levels)
     _put(file, place.kernel, _ordered(rounded, place).astype(INT8))
     _put(file, steps.scale, scale)
@@ -175,9 +176,42 @@ def _put_integers(file: bytearray, place: Placed, steps: Steps, layer: Layer) ->
         raise AssertionError("checked when the place was made")
     bias_scale = (scale * np.float32(steps.input_scale)).astype(FLOAT)
     limits = np.iinfo(np.int32)
-    whole = np.round(layer.bias.astype(np.float64) / bias_scale).clip(limits.min, limits.max)
+    whole = np.round(layer.bias.astype(np.float64) / bias_scale.astype(np.float64))
+    whole = whole.clip(limits.min, limits.max)
     _put(file, place.bias, whole.astype(INT32))
     _put(file, steps.bias_scale, bias_scale)
+
+
+def _compare(name: str, wanted: Layer, file: bytes, place: Placed) -> None:
+    """What was written must be half a step from what was wanted, bias and all."""
+    got = _read(file, place, wanted.kernel.shape)
+    if place.steps is None:
+        raise AssertionError("of integers only")
+    scale = _get(file, place.steps.scale, FLOAT, len(wanted.kernel))
+    near = np.abs(got.kernel - wanted.kernel) <= ROUNDED * along_outputs(scale, got.kernel.ndim)
+    fine = bool(near.all() and np.isfinite(scale).all())
+    if got.bias is not None and wanted.bias is not None and place.steps.input_scale is not None:
+        unit = scale * np.float32(place.steps.input_scale)
+        gap = np.abs(got.bias - wanted.bias)
+        fine = fine and bool((gap <= ROUNDED * unit + 1e-5 * np.abs(wanted.bias)).all())
+    if not fine:
+        raise ArtifactError(f"layer {name}: integers of the file's steps cannot hold its values")
+
+
+def _scales(layer: Layer, steps: Steps, kept: Floats) -> Floats:
+    """A step for each channel: so small as the kernel allows, and as large as its bias needs.
+
+    A bias is counted in steps too, and must fit four bytes: a channel of nearly no weights gets steps
+    larger than these. One without weights keeps what it had, if that is enough.
+    """
+    largest = np.abs(layer.kernel).reshape(len(layer.kernel), -1).max(1).astype(np.float64)
+    scale = largest / steps.levels
+    if layer.bias is not None and steps.input_scale is not None:
+        most = float(np.iinfo(np.int32).max) * MARGIN
+        needed = np.abs(layer.bias.astype(np.float64)) / (steps.input_scale * most)
+        scale = np.maximum(scale, needed)
+    found = np.where(largest > 0, scale, np.maximum(scale, kept)).astype(FLOAT)
+    return np.where(found >= SMALLEST, found, SMALLEST).astype(FLOAT)
 
 
 def along_outputs(values: Floats, ndim: int) -> Floats:

@@ -8,10 +8,11 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..supernet.errors import ArtifactError
-from .trainable import TRAINABLE
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
+TRAINABLE = "trainable"
+"""What the registry calls the file to train on, where the others go by their kind."""
 FileKind = Literal["tflite_int8", "onnx_int8", "tflite_fp32", "onnx_fp32"]
 FILE_NAMES: dict[FileKind, str] = {
     "tflite_int8": "model.int8.tflite",
@@ -47,8 +48,8 @@ class FileEntry(BareFile):
     """A file that a runtime loads."""
 
     kind: FileKind
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
 
 
 class Normalization(_Record):

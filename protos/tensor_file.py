@@ -12,10 +12,14 @@ _TEXT = "fedofa"
 
 
 def packed(arrays: Mapping[str, NDArray[np.float32]], text: str) -> bytes:
-    """The file's content."""
+    """The file's content; ArtifactError for values that `unpacked` would refuse."""
     from safetensors.numpy import save
 
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    # Not `ascontiguousarray`, which gives a number a dimension.
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
+    for name, array in ordered.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise ArtifactError(f"{name[:80]} is not finite float32")
     return bytes(save(ordered, {_TEXT: text}))
 
 

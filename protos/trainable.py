@@ -6,7 +6,7 @@ run a model never load it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -18,33 +18,49 @@ from .file_layers import Placed
 from .tensor_file import packed, unpacked
 
 TRAINABLE_NAME = "trainable.safetensors"
-TRAINABLE = "trainable"
-"""What the registry calls this file, where the others go by their kind."""
 
 
-class _Places(BaseModel):
+class _Kind(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    layers: dict[str, Placed]
+    logits: tuple[float, float] | None = None
+
+
+class _Kinds(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kinds: dict[str, dict[str, Placed]]
+    kinds: dict[str, _Kind]
 
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """Values by the network's own names, and by kind of file the layers that have a place in it."""
+    """Values by the network's own names; by kind of file the layers that have a place in it.
+
+    `logits` holds, for files whose outputs are integers, the least and the greatest that they can give.
+    """
 
     values: Mapping[str, NDArray[np.float32]]
     placed: Mapping[str, Mapping[str, Placed]]
+    logits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """The file's content; the same values and places always give the same."""
-        places = _Places(kinds={kind: dict(each) for kind, each in self.placed.items()})
-        return packed(self.values, places.model_dump_json(exclude_none=True))
+        kinds = {
+            kind: _Kind(layers=dict(layers), logits=self.logits.get(kind))
+            for kind, layers in self.placed.items()
+        }
+        return packed(self.values, _Kinds(kinds=kinds).model_dump_json(exclude_none=True))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Parse and check; ArtifactError says what is wrong with it."""
         values, text = unpacked(content, TRAINABLE_NAME)
         try:
-            return cls(values, _Places.model_validate_json(text).kinds)
+            kinds = _Kinds.model_validate_json(text).kinds
         except ValidationError as error:
             first = str(error).splitlines()[0]
             raise ArtifactError(f"{TRAINABLE_NAME}: {first}") from None
+        return cls(
+            values,
+            {kind: each.layers for kind, each in kinds.items()},
+            {kind: each.logits for kind, each in kinds.items() if each.logits is not None},
+        )

@@ -106,6 +106,7 @@ class ExportConfig(_Section):
 
     `temperature` and `prior` (`equal`, or a share for each class) are folded into the last layer.
     `calibration` adds a report of what confidences are worth, as a temperature or a prior does.
+    `trainable` publishes float values too, from which devices train a model of their own.
     """
 
     formats: tuple[Literal["tflite", "onnx"], ...] = ("tflite", "onnx")
@@ -117,6 +118,7 @@ class ExportConfig(_Section):
     temperature: bool = False
     prior: Literal["equal"] | tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
     calibration: bool = False
+    trainable: bool = True
 
     @field_validator("prior")
     @classmethod

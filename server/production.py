@@ -216,14 +216,18 @@ class Production:
         return seen, partial(estimators.merged, estimator=export.ranges)
 
     def _quantize(self, converters: ForkServer) -> None:
+        finish = partial(complete, trainable=self._config.export.trainable)
         for work, completed in self._converted(
             "quantizing",
             converters,
-            lambda work: Call(complete, (work.subnet, work.folder, work.ranges)),
+            lambda work: Call(finish, (work.subnet, work.folder, work.ranges)),
         ):
             work.input_range = _input_range(work.ranges, completed.entries)
             work.entries = _kept(work, completed.entries)
             work.trainable = completed.trainable
+            if completed.why_not:
+                name = work.chosen.name
+                self._log("not_trainable", device_class=name, reason=completed.why_not)
 
     def _published(self, name: str, work: Work, publish: Publish) -> Made:
         draft = self._manifests.draft(

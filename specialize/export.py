@@ -51,10 +51,14 @@ class FloatExport:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What the second step gives: entries of all files to run, and of the one to train on."""
+    """What the second step gives: entries of all files to run, and of the one to train on.
+
+    `why_not` says why there is none of the latter, where one was asked for.
+    """
 
     entries: list[FileEntry]
-    trainable: BareFile
+    trainable: BareFile | None = None
+    why_not: str = ""
 
 
 def preload() -> None:
@@ -104,10 +108,21 @@ def export_floats(subnet: Subnet, formats: Sequence[str], folder: Path) -> Float
     return FloatExport(shape, observable)
 
 
-def complete(subnet: Subnet, folder: Path, ranges: Mapping[str, Ranges]) -> Completed:
-    """`quantize`, and write beside the files what a device needs to train the subnet further."""
+def complete(
+    subnet: Subnet, folder: Path, ranges: Mapping[str, Ranges], *, trainable: bool = True
+) -> Completed:
+    """`quantize`, and write beside the files what a device needs to train the subnet further.
+
+    A network for which that fails is a model all the same, without it.
+    """
     entries = quantize(folder, ranges)
-    content = trainable_of(_ready(subnet), entries, folder).to_bytes()
+    if not trainable:
+        return Completed(entries)
+    try:
+        content = trainable_of(_ready(subnet), entries, folder).to_bytes()
+    except Exception as error:  # noqa: BLE001 - told, and the files are as good without
+        said = " ".join(str(error).split())
+        return Completed(entries, why_not=f"{type(error).__name__}: {said[:300]}")
     (folder / TRAINABLE_NAME).write_bytes(content)
     bare = BareFile(
         name=TRAINABLE_NAME, size_bytes=len(content), sha256=sha256(content).hexdigest()

@@ -23,7 +23,6 @@ from ..protos.trainable import Trainable
 from ..supernet.called_layers import WeightLayer
 from ..supernet.errors import ArtifactError
 from . import tflite_file
-from .onnx_weights import channel_axis
 
 TFLITE_TYPES = {np.dtype(np.int8): 9, np.dtype(np.int32): 2}
 """The schema's numbers."""
@@ -49,7 +48,37 @@ def trainable_of(module: nn.Module, entries: Sequence[FileEntry], folder: Path) 
             held = tflite_held(content) if form == "tflite" else onnx_held(content)
             found = in_integers(content, layers, found, held)
         placed[kind] = _apart(found, layers, len(content))
-    return Trainable(values, placed)
+    ends = {entry.kind: logits_of(entry, contents[entry.kind]) for entry in entries}
+    limits: dict[str, tuple[float, float]] = {k: v for k, v in ends.items() if v is not None}
+    return Trainable(values, placed, limits)
+
+
+def logits_of(entry: FileEntry, content: bytes) -> tuple[float, float] | None:
+    """The least and the greatest logit that an int8 file can give; None for a float file.
+
+    TFLite files end in integers; ONNX files turn them into float as their last step.
+    """
+    if not entry.kind.endswith("int8"):
+        return None
+    if entry.kind.startswith("onnx"):
+        import onnx
+
+        graph = onnx.load_from_string(content).graph
+        constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+        last = next(node for node in graph.node if graph.output[0].name in node.output)
+        if last.op_type != "DequantizeLinear" or not set(last.input[1:3]) <= constants.keys():
+            return None
+        step, zero = (constants[name] for name in last.input[1:3])
+        return _span(zero.dtype.name, float(step), int(zero))
+    spec = entry.outputs[0]
+    if spec.scale is None or spec.zero_point is None:
+        return None
+    return _span(spec.dtype, spec.scale, spec.zero_point)
+
+
+def _span(dtype: str, step: float, zero: int) -> tuple[float, float]:
+    info = np.iinfo(dtype)
+    return (info.min - zero) * step, (info.max - zero) * step
 
 
 def layers_of(module: nn.Module) -> dict[str, Layer]:
@@ -74,10 +103,9 @@ def in_floats(content: bytes, layers: Layers) -> dict[str, Placed]:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A layer as an int8 file holds it: integers, their scales, which dimension has one each."""
+    """A layer as an int8 file holds it: integers and their scales, one for each output channel."""
 
     kernel: NDArray[np.int8]
-    axis: int
     scale: NDArray[np.float32]
     bias: NDArray[np.int32] | None
     bias_scale: NDArray[np.float32] | None
@@ -149,7 +177,6 @@ def tflite_held(content: bytes) -> list[Held]:
         found.append(
             Held(
                 integers,
-                int(kernel.quantization.quantizedDimension),
                 kernel.quantization.scale.astype(FLOAT),
                 bias,
                 None if bias is None else rest[0].quantization.scale.astype(FLOAT),
@@ -189,7 +216,6 @@ def onnx_held(content: bytes) -> list[Held]:
         found.append(
             Held(
                 kernel[0],
-                channel_axis(node),
                 kernel[1].ravel().astype(FLOAT),
                 None if bias is None else bias[0],
                 None if bias is None else bias[1].ravel().astype(FLOAT),

@@ -56,7 +56,7 @@ def cases(draw: st.DrawFn) -> Case:
                 input_scale=INPUT_SCALE if biased else None,
             )
         placed[f"l{number}"] = Placed(kernel=kernel, order=order, bias=bias, steps=steps)
-        values = rng.normal(size=shape).astype(np.float32) * 10.0 ** rng.integers(-3, 3)
+        values = rng.normal(size=shape) * 10.0 ** rng.integers(-50, 3)
         layers[f"l{number}"] = Layer(
             values.astype(np.float32),
             rng.normal(size=outputs).astype(np.float32) if biased else None,
@@ -79,18 +79,21 @@ def test_what_is_written_is_read_and_no_other_byte_moves(case: Case) -> None:
         if steps is None:
             assert (layer.kernel == wanted.kernel).all()
         else:
-            largest = np.abs(wanted.kernel).reshape(len(wanted.kernel), -1).max(1)
-            step = (largest / steps.levels).reshape(-1, *(1,) * (wanted.kernel.ndim - 1))
+            scale = np.frombuffer(file, "<f4", len(wanted.kernel), steps.scale)
+            assert (scale > 0).all()
+            step = scale.reshape(-1, *(1,) * (wanted.kernel.ndim - 1))
             assert (np.abs(layer.kernel - wanted.kernel) <= 0.5001 * step).all()
+            largest = np.abs(wanted.kernel).reshape(len(wanted.kernel), -1).max(1)
+            needed = 0 if wanted.bias is None else np.abs(wanted.bias) / (INPUT_SCALE * 2**31)
+            assert (scale <= 1.002 * np.maximum(largest / steps.levels, needed) + 1e-37).all()
         if wanted.bias is None or layer.bias is None:
             assert wanted.bias is layer.bias
         elif steps is None:
             assert (layer.bias == wanted.bias).all()
         else:
-            unit = largest / steps.levels * INPUT_SCALE
-            near = np.abs(layer.bias - wanted.bias) <= 0.5001 * unit + 1e-6 * np.abs(wanted.bias)
-            held = np.abs(wanted.bias / unit) < 2**31  # beyond that int32 ends
-            assert near[held].all()
+            unit = scale * INPUT_SCALE
+            gap = np.abs(layer.bias - wanted.bias)
+            assert (gap <= 0.5001 * unit + 1e-6 * np.abs(wanted.bias)).all()
 
 
 @given(cases())

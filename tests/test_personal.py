@@ -1,5 +1,6 @@
 """A device's own model: better for its owner, the published one untouched and a rollback away."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fedofa.client.personal.adapter import ADAPTER_NAME, Adapter, Change
+from artifacts import Died, Disk
+from fedofa.client.personal.adapter import Adapter, Change
 from fedofa.client.personal.network import Network
 from fedofa.client.personal.training import Schedule, trained
 from fedofa.protos.data import Examples
@@ -64,6 +66,17 @@ def test_every_layer_has_a_place_in_every_file(kind: FileKind, made: Made) -> No
         assert np.abs(held[name].kernel - layer.kernel).max() <= 0.51 * most
 
 
+def test_int8_files_say_what_logits_they_can_give(made: Made) -> None:
+    limits = trainable(made).logits
+    assert limits.keys() == {"tflite_int8", "onnx_int8"}
+    x = 1e4 * np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)
+    for kind, (least, most) in limits.items():
+        got = open_model(made.files[kind], made.draft.file(kind)).run(x)
+        step = (most - least) / 255
+        assert least - step / 10 <= got.min() <= least + 20 * step
+        assert most - 20 * step <= got.max() <= most + step / 10
+
+
 def test_the_network_is_that_which_was_trained(network: Network) -> None:
     x = torch.randn(16, *network.input_shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(network.logits(x, {}), trained_net()(x), atol=1e-4, rtol=1e-4)
@@ -91,13 +104,13 @@ def test_a_device_gets_a_better_model_of_its_own_and_can_go_back(
     x = data.normalized(data.validation.x)
     net = Network(home.made.draft, trainable(home.made), kind)
     layers = {n: net.values(n) for n in net.layers}
-    adapter = Adapter.from_bytes((own.folder / ADAPTER_NAME).read_bytes(), layers)
+    adapter = Adapter.from_bytes(found.adapter.read_bytes(), layers)
     wanted = net.outputs(x, {n: c.applied(layers[n]) for n, c in adapter.changes.items()})
     got = open_model(own.model_path, own.manifest.file(kind)).run(x)
     if kind.endswith("fp32"):
         np.testing.assert_allclose(got, wanted, atol=1e-3)
     assert (got.argmax(1) == wanted.argmax(1)).mean() >= 0.95
-    assert sha256(own.folder / ADAPTER_NAME) == personal.adapter_sha256
+    assert sha256(found.adapter) == personal.adapter_sha256
     home.store.rollback()
     assert home.bytes_in_use() == published
     assert home.store.require_current().manifest.personal is None
@@ -105,7 +118,7 @@ def test_a_device_gets_a_better_model_of_its_own_and_can_go_back(
 
 def test_its_own_model_stays_until_another_is_published(home: Home) -> None:
     home.pull("onnx_fp32")
-    home.personalize()
+    kept = home.personalize().adapter
     own = home.bytes_in_use()
     again = home.pull()
     assert (again.activated, again.left_own) == (False, False)
@@ -113,9 +126,8 @@ def test_its_own_model_stays_until_another_is_published(home: Home) -> None:
     home.publish(metrics={"new": 1.0})
     newer = home.pull("onnx_fp32")
     assert (newer.activated, newer.left_own, newer.model.manifest.version) == (True, True, 2)
-    adapter = home.store.folder / "versions" / home.store.state().previous.version / ADAPTER_NAME  # type: ignore[union-attr]
     with pytest.raises(UsageError, match=r"belongs to the manifest .* personalize again"):
-        home.personalize(adapter=adapter)
+        home.personalize(adapter=kept)
     assert home.personalize().activated
     home.store.rollback()
     assert home.store.require_current().manifest.version == 2
@@ -124,25 +136,40 @@ def test_its_own_model_stays_until_another_is_published(home: Home) -> None:
 def test_personalized_twice_it_still_goes_back_to_the_published_one(home: Home) -> None:
     home.pull("tflite_fp32")
     published = home.bytes_in_use()
-    home.personalize()
+    home.personalize(replace(QUICK, epochs=2))
     first = home.bytes_in_use()
-    home.personalize(replace(QUICK, seed=1), depot=False)
+    home.personalize(depot=False)
     assert home.bytes_in_use() not in (first, published)
     home.store.rollback()
     assert home.bytes_in_use() == published
 
 
+def test_a_worse_one_replaces_neither_the_published_model_nor_its_own(home: Home) -> None:
+    home.pull("tflite_fp32")
+    first = home.personalize()
+    own = home.bytes_in_use()
+    again = home.personalize(replace(QUICK, method="norm", epochs=1))
+    assert not again.activated
+    assert again.base_accuracy is not None
+    assert again.accuracy is not None
+    assert again.before_accuracy == first.accuracy
+    assert again.base_accuracy < again.accuracy < first.accuracy  # type: ignore[operator]
+    assert again.model.manifest.personal is not None
+    assert home.bytes_in_use() == own
+    assert again.adapter.exists()
+
+
 def test_a_kept_adapter_gives_the_same_file_again(home: Home, tmp_path: Path) -> None:
     home.pull("tflite_int8")
-    home.personalize()
-    own, kept = home.bytes_in_use(), tmp_path / "kept"
-    kept.write_bytes((home.store.require_current().folder / ADAPTER_NAME).read_bytes())
+    kept = home.personalize().adapter
+    own = home.bytes_in_use()
     home.store.rollback()
     home.personalize(adapter=kept)
     assert home.bytes_in_use() == own
-    kept.write_bytes(kept.read_bytes()[:-8])
-    with pytest.raises(ArtifactError, match=r"kept: no file that fedofa wrote"):
-        home.personalize(adapter=kept)
+    broken = tmp_path / "broken"
+    broken.write_bytes(kept.read_bytes()[:-8])
+    with pytest.raises(ArtifactError, match=r"broken: no file that fedofa wrote"):
+        home.personalize(adapter=broken)
     assert home.bytes_in_use() == own
 
 
@@ -159,6 +186,97 @@ def test_what_is_worse_is_not_used_unless_forced(home: Home) -> None:
     assert home.bytes_in_use() == published
     assert not list(home.store.folder.glob("parts/*"))
     assert home.personalize(data=other, force=True).activated
+
+
+def test_where_its_base_is_gone_a_pull_brings_it_back(home: Home) -> None:
+    home.pull("onnx_fp32")
+    home.personalize()
+    home.publish(metrics={"new": 1.0})
+    home.pull("onnx_fp32")
+    home.store.rollback()  # to its own of version 1, whose base was removed
+    with pytest.raises(ArtifactError, match=r"is here no longer; pull again"):
+        home.personalize()
+    home.registry.promote("board", "stable", "digits.board", 1)
+    assert home.pull("onnx_fp32").left_own
+    assert home.personalize().activated
+
+
+def test_another_kind_pulled_meanwhile_changes_no_kind(home: Home) -> None:
+    home.pull("tflite_fp32")
+    home.personalize()
+    home.pull("onnx_fp32")
+    home.store.rollback()
+    assert home.store.published().kind == "tflite_fp32"
+    assert home.personalize(replace(QUICK, seed=1), force=True).model.kind == "tflite_fp32"
+
+
+@pytest.mark.parametrize("damage", ["manifest", "model"])
+def test_a_damaged_own_model_is_replaced_by_a_pull(damage: str, home: Home) -> None:
+    home.pull("onnx_fp32")
+    published = home.bytes_in_use()
+    home.personalize()
+    own = home.store.require_current()
+    path = own.model_path if damage == "model" else own.folder / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert home.pull("onnx_fp32").activated
+    assert home.bytes_in_use() == published
+
+
+def test_what_was_learned_outlives_a_store_that_is_held(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.pull("onnx_fp32")
+    monkeypatch.setattr("fedofa.client.personal.personalize.PATIENCE_S", 0.2)
+    held = home.store.lock()
+
+    def held_meanwhile(*arguments: object) -> object:
+        found = trained(*arguments)  # type: ignore[arg-type]
+        held.__enter__()
+        return found
+
+    monkeypatch.setattr("fedofa.client.personal.personalize.trained", held_meanwhile)
+    with pytest.raises(ArtifactError, match="another process is changing it"):
+        home.personalize()
+    held.__exit__(None, None, None)
+    (kept,) = home.store.folder.glob("adapters/*")
+    assert home.personalize(adapter=kept).activated
+
+
+def test_a_death_at_any_moment_leaves_a_whole_model_in_use(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.pull("onnx_fp32")
+    published, kept = home.bytes_in_use(), adapter_of(home)
+    passes = "fedofa.client.personal.personalize.run_golden"
+    monkeypatch.setattr(passes, lambda _folder, _kind: None)  # no process of its own
+    home.personalize(adapter=kept)  # the file to train on is here from now on
+    own, died = home.bytes_in_use(), True
+    for fails in itertools.count(1):
+        if not died:
+            break
+        if home.bytes_in_use() == own:
+            home.store.rollback()
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(fails, dies=True).watch(patch)
+            try:
+                home.personalize(adapter=kept)
+                died = False
+            except Died:
+                pass
+        assert home.bytes_in_use() in (published, own)
+    assert fails > 20
+    assert home.bytes_in_use() == own
+
+
+def adapter_of(home: Home) -> Path:
+    """What personalization learns, without the training of it."""
+    base = home.store.require_current()
+    net = Network(base.manifest, trainable(home.made), base.kind)
+    gain = np.full(10, 0.001, np.float32)
+    path = home.store.root / "kept"
+    changes = {net.head: Change(gain=gain)}
+    path.write_bytes(Adapter(base.manifest_sha256, "norm", changes).to_bytes())
+    return path
 
 
 def test_where_changes_are_too_dear_it_is_the_head_alone(network: Network) -> None:
@@ -220,14 +338,15 @@ def test_what_cannot_be_personalized_says_why(home: Home, tmp_path: Path) -> Non
     nothing = Examples(data.train.x[:0], data.train.y[:0])
     with pytest.raises(UsageError, match=r"no validation examples.*--force"):
         home.personalize(data=replace(data, validation=nothing))
-    with pytest.raises(RunError, match=r"diverged in epoch 1; give a smaller --lr"):
-        home.personalize(replace(QUICK, lr=1e30))
+    for lr, epochs in ((1e30, 8), (3e38, 1)):
+        with pytest.raises(RunError, match=r"diverged.*; give a smaller --lr"):
+            home.personalize(replace(QUICK, lr=lr, epochs=epochs, batch_size=10_000))
     assert home.bytes_in_use() == published
     assert home.personalize(data=replace(data, validation=nothing), force=True).accuracy is None
     home.store.rollback()
     home.publish(trainable=None)
     home.pull("onnx_int8")
-    with pytest.raises(UsageError, match=r"version 2 .* published without .*specializes again"):
+    with pytest.raises(UsageError, match=r"version 2 .* published without .*export.trainable"):
         home.personalize()
 
 
@@ -274,6 +393,11 @@ def test_the_commands_of_a_device_with_a_model_of_its_own(home: Home, tmp_path: 
     refused = device("personalize", *server, *data, "--method", "lora")
     assert refused.returncode == 2
     assert refused.stderr == "error: method 'lora': allowed: taps, norm, head, full\n"
+    refused = device("personalize", *server, *data, "--adapter", told["adapter"], "--lr", "1")
+    assert refused.returncode == 2
+    assert refused.stderr == "error: --adapter trains nothing: leave out --lr\n"
+    again = device("personalize", *server, *data, "--adapter", told["adapter"], "--json")
+    assert json.loads(again.stdout)["accuracy"] == told["accuracy"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "metadata", "shape", "name"])

@@ -16,7 +16,7 @@ from ...protos.file_layers import Layer, Layers, along_outputs
 from ...protos.tensor_file import packed, unpacked
 from ...supernet.errors import ArtifactError
 
-ADAPTER_NAME = "adapter.safetensors"
+ADAPTER_NAME = "adapter"
 
 
 class _Head(BaseModel):

@@ -4,8 +4,10 @@ TAPS (Wallingford et al. 2022, Task Adaptive Parameter Sharing): each layer has 
 the change counts where the score is at least τ, and the loss holds λ/L · Σ|score|, so that a layer is
 changed only where that pays. The gradient passes the step straight through. Deviations: the penalty is
 a proximal step (soft threshold) after each step, since its subgradient leaps over 0 where λ is large;
-scores stand still for the last third, since a layer that drops out late leaves the others fitted to it; and
-where a norm layer would have statistics for each task, here it is folded, and the bias takes its part.
+scores stand still for the last third, since a layer that drops out late leaves the others fitted to it; the
+last layer always changes, and L counts the others; gradients of changes are clipped, and a step is taken for
+each batch; where a norm layer would have statistics for each task, here it is folded, and the bias takes
+its part.
 """
 
 from collections.abc import Mapping
@@ -27,8 +29,8 @@ THRESHOLD, FIRST_SCORE = 0.1, 0.15
 class Part(Protocol):
     """One layer in training."""
 
-    def leaves(self) -> list[Tensor]:
-        """What the optimizer moves."""
+    def values(self) -> list[Tensor]:
+        """The changes that are learned."""
 
     def tensors(self) -> dict[str, Tensor]:
         """`weight` and `bias` as they count now."""
@@ -48,7 +50,7 @@ class Whole:
         self._kernel = torch.zeros_like(layer.weight).requires_grad_()
         self._bias = None if layer.bias is None else torch.zeros_like(layer.bias).requires_grad_()
 
-    def leaves(self) -> list[Tensor]:
+    def values(self) -> list[Tensor]:
         """Changes of kernel and bias."""
         return [self._kernel] if self._bias is None else [self._kernel, self._bias]
 
@@ -79,10 +81,6 @@ class Gated(Whole):
         super().__init__(layer)
         self._score = torch.tensor(FIRST_SCORE).requires_grad_()
 
-    def leaves(self) -> list[Tensor]:
-        """Changes, and the score."""
-        return [*super().leaves(), self._score]
-
     def tensors(self) -> dict[str, Tensor]:
         """Published values and changes times 1 or 0, whose gradient goes to the score as it is."""
         step = (self._score >= THRESHOLD).to(self._score.dtype)
@@ -106,7 +104,7 @@ class Scaled:
         self._gain = torch.zeros(len(layer.weight)).requires_grad_()
         self._bias = None if layer.bias is None else torch.zeros_like(layer.bias).requires_grad_()
 
-    def leaves(self) -> list[Tensor]:
+    def values(self) -> list[Tensor]:
         """Gains and changes of the bias."""
         return [self._gain] if self._bias is None else [self._gain, self._bias]
 
@@ -135,9 +133,14 @@ class Parts:
 
     by_layer: Mapping[str, Part]
 
+    def values(self) -> list[Tensor]:
+        """All changes."""
+        return [value for part in self.by_layer.values() for value in part.values()]
+
     def leaves(self) -> list[Tensor]:
-        """All that the optimizer moves."""
-        return [leaf for part in self.by_layer.values() for leaf in part.leaves()]
+        """All that the optimizer moves: changes and scores."""
+        scores = [part.score() for part in self.by_layer.values()]
+        return [*self.values(), *(score for score in scores if score is not None)]
 
     def tensors(self) -> dict[str, Tensor]:
         """What stands in place of the published tensors, by their names."""

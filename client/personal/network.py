@@ -8,9 +8,13 @@ from ...protos.file_layers import Floats, Layer
 from ...protos.manifest import Manifest
 from ...protos.trainable import TRAINABLE_NAME, Trainable
 from ...supernet.called_layers import WeightLayer, called_layers
+from ...supernet.cost import cost
 from ...supernet.errors import ArtifactError, ExportError
 from ...supernet.families.catalogue import space_from_dict
 from ...supernet.folding import folded
+
+LARGER = 2
+"""Times a model may have more parameters than values come for it, before it is built at all."""
 
 
 class Network:
@@ -25,6 +29,9 @@ class Network:
         space = space_from_dict(manifest.space)
         arch = space.arch(manifest.arch)
         self.input_shape = space.input_shape(arch)
+        held, params = sum(v.size for v in trainable.values.values()), cost(space, arch).params
+        if params > LARGER * held:
+            raise ArtifactError(f"{TRAINABLE_NAME}: {held} values; the model has {params}")
         try:
             self.module = folded(space.build(arch))
         except ExportError as error:

@@ -5,7 +5,7 @@ device's own model belongs to the manifest that it was made from; when another i
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,14 @@ from ...supernet.batch import resized
 from ...supernet.errors import ArtifactError, RunError, UsageError
 from ..golden import run_golden
 from ..link import Address, Link
-from ..pull import Retry, fetch
+from ..pull import Retry, explained, fetch
 from ..store import DeviceStore, Installed
-from .adapter import ADAPTER_NAME, Adapter
+from .adapter import Adapter
 from .network import Network
-from .training import Schedule, output_range, trained
+from .training import Schedule, trained
 
+PATIENCE_S = 60.0
+"""How long another process may hold the store, a pull for instance."""
 FLOAT_SHARE = 1e-3
 """How far a float file may be from its network, in shares of the range of the network's logits."""
 
@@ -43,18 +45,20 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Personalized:
-    """What came of it. `activated`: the device's own model is in use now.
+    """What came of it: the model in use now. `activated`: that is the one made here.
 
-    Accuracies, fractions of 1, are of the two files on `examples` that were not trained on.
+    Accuracies, fractions of 1, are of files on `examples` that were not trained on: the published one, the
+    one that was in use before, the one made here. `adapter` holds what was changed.
     """
 
     model: Installed
     activated: bool
+    adapter: Path
     layers: tuple[str, ...]
     all_layers: int
-    adapter_bytes: int
     examples: int
     base_accuracy: float | None
+    before_accuracy: float | None
     accuracy: float | None
 
 
@@ -72,33 +76,33 @@ def personalize(
 ) -> Personalized:
     """Train the model in use on the device's own examples and use it where it is no worse.
 
-    Worse means: right about fewer of `data.validation`. `force` uses it all the same. UsageError for
-    data of another task, a model that cannot be personalized, another model's adapter; RunError when
-    training diverges or another model is put in use meanwhile. What is in use stays in use then.
+    Worse means: right about fewer of `data.validation` than the published model, or than the one in
+    use. `force` uses it all the same. UsageError for data of another task, a model that cannot be
+    personalized, another model's adapter; RunError when training diverges or another model is put in
+    use meanwhile; ArtifactError for damaged files. What is in use stays in use then.
     """
     if not len(data.validation) and not force:
         raise UsageError(
             "the data function gives no validation examples, so whether it helps could not be told; "
             "give some, or --force uses the device's own model all the same"
         )
-    base, trainable = _base(store, source.address)
-    _check_task(data, base.manifest)
-    network = Network(base.manifest, trainable, base.kind)
-    entry = base.manifest.file(base.kind)
-    content = base.model_path.read_bytes()
-    if source.adapter is None:
-        examples = Examples(data.normalized(data.train.x), data.train.y)
-        limits = output_range(entry.outputs)
-        changes = trained(network, examples, schedule, limits, tell)
-        adapter = Adapter(base.manifest_sha256, schedule.method, changes)
-    else:
-        adapter = _read_adapter(source.adapter, network, base)
-    layers = {
-        name: change.applied(network.values(name)) for name, change in adapter.changes.items()
-    }
-    made = written(content, network.placed, layers)
-    validation = Examples(data.normalized(data.validation.x), data.validation.y)
-    return _used(store, base, _Own(network, layers, adapter, entry, made), validation, force)
+    with explained(store):
+        base, trainable, content = _base(store, source.address)
+        _check_task(data, base.manifest)
+        network = Network(base.manifest, trainable, base.kind)
+        if source.adapter is None:
+            examples = Examples(data.normalized(data.train.x), data.train.y)
+            changes = trained(network, examples, schedule, trainable.logits.get(base.kind), tell)
+            adapter = Adapter(base.manifest_sha256, schedule.method, changes)
+        else:
+            adapter = _read_adapter(source.adapter, network, base)
+        layers = {
+            name: change.applied(network.values(name)) for name, change in adapter.changes.items()
+        }
+        made = written(content, network.placed, layers)
+        own = _Own(network, layers, adapter, base.manifest.file(base.kind), made)
+        validation = Examples(data.normalized(data.validation.x), data.validation.y)
+        return _used(store, base, own, validation, force)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +116,15 @@ class _Own:
     content: bytes
 
 
-def _base(store: DeviceStore, address: Address | None) -> tuple[Installed, Trainable]:
-    """The published model that is in use, or that the one in use was made from."""
-    with store.lock():
+def _base(store: DeviceStore, address: Address | None) -> tuple[Installed, Trainable, bytes]:
+    """The published model that is in use, or that the one in use was made from, and its file."""
+    with store.lock(PATIENCE_S):
         base = store.published()
         file = base.manifest.trainable
         if file is None:
             raise UsageError(
                 f"version {base.manifest.version} of {base.manifest.model} was published without what "
-                "a device needs to train it; its operator specializes again (fedofa specialize)"
+                "a device needs to train it; its operator specializes again, with export.trainable"
             )
         path = base.folder / file.name
         if not _holds(path, file):
@@ -132,7 +136,7 @@ def _base(store: DeviceStore, address: Address | None) -> tuple[Installed, Train
             retry = Retry()
             with Link(address, retry.call_timeout_s) as link:
                 fetch(link, store, file, path, retry)
-        return base, Trainable.from_bytes(path.read_bytes())
+        return base, Trainable.from_bytes(path.read_bytes()), base.model_path.read_bytes()
 
 
 def _holds(path: Path, file: BareFile) -> bool:
@@ -173,45 +177,46 @@ def _used(
     store: DeviceStore, base: Installed, own: _Own, validation: Examples, force: bool
 ) -> Personalized:
     """Compare, and put in use: under the store's lock, and only if the base is still the one."""
-    with store.lock():
+    # First of all, so that nothing that follows can lose what was learned.
+    kept = store.keep_adapter(base, own.adapter.to_bytes())
+    with store.lock(PATIENCE_S):
+        before = store.require_current()
         if _pointing(store.published()) != _pointing(base):
             raise RunError(
-                f"another model than version {base.manifest.version} was put in use meanwhile; "
-                "personalize again"
+                f"another model than version {base.manifest.version} was put in use meanwhile; what "
+                f"was learned on that lies in {kept}; personalize again"
             )
         sha256 = hashlib.sha256(own.content).hexdigest()
-        draft, adapter = store.part(sha256), own.adapter.to_bytes()
+        draft = store.part(sha256)
         try:
             durable.make_folder(draft.parent)
             durable.write(draft, own.content)
             entry = own.entry.model_copy(update={"sha256": sha256, "size_bytes": len(own.content)})
-            files = open_model(base.model_path, own.entry), open_model(draft, entry)
-            told = _accuracies(own.network, validation, files)
-            manifest = _manifest(base, own, entry, files[1], (len(validation), *told))
+            model = open_model(draft, entry)
+            others = [open_model(m.model_path, m.manifest.file(m.kind)) for m in (base, before)]
+            told = _accuracies(own.network, validation, [*others, model])
+            manifest = _manifest(base, own, entry, model, (len(validation), told))
             data = manifest.to_json()
             installed = store.find(data, manifest, base.kind)
-            used = force or _no_worse(*told)
+            used = force or told is None or told[2] >= max(told[:2])
             if used:
                 store.place(installed, data, draft)
-                durable.write(installed.folder / ADAPTER_NAME, adapter)
                 run_golden(installed.folder, installed.kind)
                 store.activate(installed, before=base)
         finally:
             draft.unlink(missing_ok=True)
+    accuracies = told or (None, None, None)
     return Personalized(
-        model=installed if used else base,
+        model=installed if used else before,
         activated=used,
+        adapter=kept,
         layers=tuple(own.adapter.changes),
         all_layers=len(own.network.all_layers),
-        adapter_bytes=len(adapter),
         examples=len(validation),
-        base_accuracy=told[0],
-        accuracy=told[1],
+        base_accuracy=accuracies[0],
+        before_accuracy=accuracies[1],
+        accuracy=accuracies[2],
     )
-
-
-def _no_worse(before: float | None, after: float | None) -> bool:
-    return before is None or after is None or after >= before
 
 
 def _pointing(model: Installed) -> tuple[str, str]:
@@ -219,14 +224,16 @@ def _pointing(model: Installed) -> tuple[str, str]:
 
 
 def _accuracies(
-    network: Network, validation: Examples, models: tuple[InferenceModel, InferenceModel]
-) -> tuple[float | None, float | None]:
-    """Of the published file and of the device's own, on normalized examples."""
+    network: Network, validation: Examples, models: Sequence[InferenceModel]
+) -> tuple[float, float, float] | None:
+    """Of the published file, the one in use and the new one, on normalized examples; None without any."""
     if not len(validation):
-        return None, None
+        return None
     x = np.ascontiguousarray(resized(torch.from_numpy(validation.x), network.input_shape).numpy())
-    shares = [float((m.run(x).argmax(-1).ravel() == validation.y).mean()) for m in models]
-    return shares[0], shares[1]
+    base, before, own = (
+        float((m.run(x).argmax(-1).ravel() == validation.y).mean()) for m in models
+    )
+    return base, before, own
 
 
 def _manifest(
@@ -234,22 +241,23 @@ def _manifest(
     own: _Own,
     entry: FileEntry,
     model: InferenceModel,
-    told: tuple[int, float | None, float | None],
+    told: tuple[int, tuple[float, float, float] | None],
 ) -> Manifest:
     """The device's own manifest: one file, the golden output of its network, what it was made of.
 
-    ArtifactError when a float file does not do what the network does.
+    ArtifactError when a float file does not do what the network does, RunError when that is nothing.
     """
-    golden = base.manifest.golden
+    golden, (examples, accuracies) = base.manifest.golden, told
     x = np.asarray(golden.input, np.float32).reshape(golden.input_shape)
     reference, output = own.network.outputs(x, own.layers), model.run(x)
+    if not np.isfinite(reference).all():
+        raise RunError("personalization diverged: outputs are not finite; give a smaller --lr")
     tolerance = max(golden.tolerance.get(entry.kind, 0.0), allowed(output, reference, 0.0))
     difference = float(np.abs(output - reference).max())
     if entry.kind.endswith("fp32") and not difference <= _float_limit(reference):
         raise ArtifactError(
             f"{entry.name}: the file written here is off by {difference:.3g} from what was trained"
         )
-    examples, base_accuracy, accuracy = told
     return base.manifest.model_copy(
         update={
             "files": (entry,),
@@ -267,8 +275,8 @@ def _manifest(
                 method=own.adapter.method,
                 layers=tuple(own.adapter.changes),
                 examples=examples,
-                base_accuracy=base_accuracy,
-                accuracy=accuracy,
+                base_accuracy=accuracies[0] if accuracies else None,
+                accuracy=accuracies[2] if accuracies else None,
             ),
         }
     )

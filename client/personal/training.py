@@ -1,14 +1,13 @@
 """Training the changes of a network on a device's own examples."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from ...protos.data import Examples
-from ...protos.manifest import TensorSpec
 from ...supernet.batch import shuffled
 from ...supernet.errors import RunError, UsageError
 from ...supernet.optimizers import Sgd
@@ -50,18 +49,6 @@ class Schedule:
             raise UsageError(f"penalty = {self.penalty}; a number of at least 0 is expected")
 
 
-def output_range(outputs: Sequence[TensorSpec]) -> tuple[float, float] | None:
-    """The least and the greatest logit that a file can give; None: there is no limit."""
-    (spec,) = outputs
-    if spec.scale is None or spec.zero_point is None:
-        return None
-    least, most = (
-        torch.iinfo(getattr(torch, spec.dtype)).min,
-        torch.iinfo(getattr(torch, spec.dtype)).max,
-    )
-    return (least - spec.zero_point) * spec.scale, (most - spec.zero_point) * spec.scale
-
-
 def trained(
     network: Network,
     examples: Examples,
@@ -75,8 +62,7 @@ def trained(
     as it is. `tell` gets each epoch and its mean loss. RunError when it diverges.
     """
     moving = parts(network, schedule.method)
-    leaves = moving.leaves()
-    optimizer = Sgd(leaves, schedule.lr, MOMENTUM)
+    optimizer = Sgd(moving.leaves(), schedule.lr, MOMENTUM)
     x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
     size = min(schedule.batch_size, len(y))
     # As far as a constant gradient of this size would move a score with momentum.
@@ -92,12 +78,13 @@ def trained(
                 logits = logits + (logits.clamp(*limits) - logits).detach()
             loss = cross_entropy(logits, batch.labels_b)
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(leaves, CLIP_NORM)
+            torch.nn.utils.clip_grad_norm_(moving.values(), CLIP_NORM)
             optimizer.step()
             moving.shrink(strength if epoch >= schedule.free_epochs else 0.0)
             losses.append(float(loss.detach()))
         mean = sum(losses) / len(losses)
-        if not math.isfinite(mean):
+        finite = all(bool(leaf.isfinite().all()) for leaf in moving.leaves())
+        if not (finite and math.isfinite(mean)):
             raise RunError(f"personalization diverged in epoch {epoch + 1}; give a smaller --lr")
         tell(epoch, mean)
     return moving.changes()
