@@ -23,7 +23,12 @@ DEFAULT_STORE, DEFAULT_MEMORY = Path("~/.fedofa/models"), Path("~/.fedofa/memory
 
 Store = Annotated[Path, typer.Option("--store", help="Folder for models.", envvar="FEDOFA_STORE")]
 DeviceClass = Annotated[
-    str, typer.Option("--device-class", metavar="NAME", help="The class this device belongs to.")
+    str | None,
+    typer.Option("--device-class", metavar="NAME", help="The class this device belongs to."),
+]
+OwnName = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="In place of a class: the device's own name."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -31,14 +36,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @app.command()
 def pull(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The depot.")],
-    device_class: DeviceClass,
+    device_class: DeviceClass = None,
     store: Store = DEFAULT_STORE,
     kind: Annotated[
         str | None,
         typer.Option(help="tflite_int8, onnx_int8, tflite_fp32 or onnx_fp32; else what can run."),
     ] = None,
     channel: Annotated[str, typer.Option(help="Which releases to follow.")] = "stable",
-    device: Annotated[str, typer.Option(help="This device's own name, told to the depot.")] = "",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="This device's own name. Without a class: what its fleet's plan gives it.",
+        ),
+    ] = None,
     ca: Annotated[
         Path | None, typer.Option(metavar="FILE", help="PEM file of authorities to trust: TLS.")
     ] = None,
@@ -51,29 +62,32 @@ def pull(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Get the class's model, check it, test it, put it in use."""
+    """Get the class's or the device's own model, check it, test it, put it in use."""
     from ..protos.depot import read_token
     from . import reports
     from .link import Address
     from .pull import PullRequest
     from .pull import pull as pull_model
-    from .store import DeviceStore, as_kind
+    from .store import as_kind
+    from .stores import open_store
 
     token = read_token(token_file) if token_file else None
     result = pull_model(
         Address(server, ca, token, insecure),
-        DeviceStore(store.expanduser(), device_class),
-        PullRequest(as_kind(kind), channel, device, force),
+        # With both, the name is only told to the depot.
+        open_store(store.expanduser(), device_class, None if device_class else device),
+        PullRequest(as_kind(kind), channel, device or "", force),
     )
     _show(reports.of_pull(result), as_json)
 
 
 @app.command()
 def run(
-    device_class: DeviceClass,
     inputs: Annotated[
         Path, typer.Option("--input", metavar="FILE.npy", help="Raw inputs, the batch first.")
     ],
+    device_class: DeviceClass = None,
+    device: OwnName = None,
     store: Store = DEFAULT_STORE,
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Class indices, for the accuracy.")
@@ -83,9 +97,9 @@ def run(
     """Run the model in use on a batch: accuracy or predictions, and latency."""
     from . import reports
     from .device_model import measure, read_inputs, read_labels
-    from .store import DeviceStore
+    from .stores import open_store
 
-    model = DeviceStore(store.expanduser(), device_class).require_current()
+    model = open_store(store.expanduser(), device_class, device).require_current()
     x = read_inputs(inputs, model.manifest)
     y = read_labels(labels, len(x), len(model.manifest.classes)) if labels else None
     _show(reports.of_run(model, measure(model, x, y)), as_json)
@@ -97,25 +111,30 @@ def status(
     device_class: Annotated[
         str | None, typer.Option(metavar="NAME", help="One class; else all in the store.")
     ] = None,
+    device: OwnName = None,
     as_json: Json = False,
 ) -> None:
     """Show the models in the store: in use, previous, refused."""
     from . import reports
-    from .store import open_stores
+    from .stores import open_stores
 
-    found = [reports.of_store(one) for one in open_stores(store.expanduser(), device_class)]
+    stores = open_stores(store.expanduser(), device_class, device)
+    found = [reports.of_store(one) for one in stores]
     _show({"store": str(store), "models": found}, as_json)
 
 
 @app.command()
 def rollback(
-    device_class: DeviceClass, store: Store = DEFAULT_STORE, as_json: Json = False
+    device_class: DeviceClass = None,
+    device: OwnName = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
 ) -> None:
     """Return to the model that was in use before."""
     from . import reports
-    from .store import DeviceStore
+    from .stores import open_store
 
-    models = DeviceStore(store.expanduser(), device_class)
+    models = open_store(store.expanduser(), device_class, device)
     with models.lock():
         _show(reports.of_model(models.rollback()), as_json)
 
