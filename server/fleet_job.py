@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..protos.depot import is_device_name
+from ..supernet.weights import digest
 from . import registry_plans
 from .branches.trained import Trained
 from .evaluation import FederatedEvaluator
@@ -11,27 +12,33 @@ from .fleet import Roll
 from .fleet_delivery import Delivered, Delivery
 from .fleet_plan_file import read_plan
 from .fleet_report import write_assignment
+from .recording import Scribe, published
 from .registry import Registry
 from .registry_plans import Settled
 
 
 def deliver(plan: Path, registry: Path, found: Trained, roll: Roll, log: EventLog) -> None:
     """Make and publish the artifacts of a plan, let the registry give them to its devices by name,
-    and write down which device gets which."""
+    and write down which device gets which; the job is entered into the run's record."""
     planned = read_plan(plan, roll.space)
     count = len(planned.plan.artifacts)
     log("started", job="specialize", fleet=planned.fleet, artifacts=count)
     config, fleet = found.of_fleet(roll.gather(), log)
-    weights = found.checkpoint.weights
-    evaluator = FederatedEvaluator(roll.exchange, fleet, roll.space, weights, log)
+    newest = found.checkpoint
+    scribe, weights = Scribe("fleet", [log.path], planned.fleet), digest(newest.weights)
+    scribe.begins(found.folder, config, newest.round, weights)
+    evaluator = FederatedEvaluator(roll.exchange, fleet, roll.space, newest.weights, log)
     evaluator.configure(config)
     work = Delivery(config, evaluator, fleet, log)
     done = work.run(found.folder, registry, planned, found.channel)
     with Registry(registry) as opened:
         taken = registry_plans.settle(opened, settled_of(done), found.channel)
     path = write_assignment(found.folder, done, taken)
-    published = [made.name for made, _ in done.made.values()]
-    log("finished", job="specialize", published=published, assignment=str(path))
+    models = [made.manifest for made, _ in done.made.values()]
+    left = published(path, models, str(registry), found.channel)
+    scribe.ends(found.folder, config, newest.round, weights, left)
+    names = [made.name for made, _ in done.made.values()]
+    log("finished", job="specialize", published=names, assignment=str(path))
 
 
 def settled_of(done: Delivered) -> Settled:

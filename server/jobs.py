@@ -247,7 +247,8 @@ def specialize(job: Job, found: Trained, roll: Roll, log: EventLog) -> None:
     scribe.begins(found.folder, config, newest.round, weights)
     work = Specialization(config, roll.space, newest.weights, roll.exchange, fleet, log)
     results = work.run(found.folder, Path(job.registry), found.channel)
-    left = published(found.folder / RESULTS, results, job.registry, found.channel)
+    models = [one.manifest for one in results]
+    left = published(found.folder / RESULTS, models, job.registry, found.channel)
     scribe.ends(found.folder, config, newest.round, weights, left)
     log("finished", job="specialize", published=[r.device_class for r in results])
 

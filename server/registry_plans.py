@@ -104,6 +104,26 @@ def resolve(registry: Registry, device: str, channel: str = STABLE) -> Resolved:
     return Resolved(*found)
 
 
+def devices_of(
+    registry: Registry, run: str, fleet: str, channel: str = STABLE
+) -> dict[str, tuple[str, int]]:
+    """Device → model and version, of those that a fleet's settled plan serves."""
+    query = sa.select(_DEVICES.c.device, _DEVICES.c.model, _DEVICES.c.version).where(
+        _DEVICES.c.channel == channel,
+        _DEVICES.c.run == run,
+        _DEVICES.c.fleet == fleet,
+        _DEVICES.c.model.is_not(None),
+    )
+    with registry.reading() as database:
+        return {device: (model, version) for device, model, version in database.execute(query)}
+
+
+def naming(registry: Registry, channel: str = STABLE) -> dict[str, tuple[str, str]]:
+    """Device → run and fleet of the plan that counts for it in a channel."""
+    with registry.reading() as database:
+        return _naming(database, channel)
+
+
 def _key(plan: Settled) -> tuple[str, str]:
     return plan.run, plan.fleet
 
