@@ -140,9 +140,12 @@ def _naming(database: sa.Connection, channel: str) -> dict[str, tuple[str, str]]
 
 
 def _unknown(database: sa.Connection, device: str, channel: str) -> str:
-    others = sa.select(_DEVICES.c.channel).distinct().where(_DEVICES.c.device == device)
-    elsewhere = sorted(database.scalars(others))
-    if elsewhere:
+    # By channel: rows are found by channel and device, and a depot is asked by whoever reaches it.
+    channels = list(database.scalars(sa.select(_PLANS.c.channel).distinct()))
+    named = sa.select(_DEVICES.c.channel).where(
+        _DEVICES.c.channel.in_(channels), _DEVICES.c.device == device
+    )
+    if elsewhere := sorted(set(database.scalars(named))):
         way_out = f"it is named in channel {', '.join(elsewhere)}: pull with --channel"
     else:
         way_out = (

@@ -1,5 +1,6 @@
 """A device pulls by its own name what the newest settled plan gives it, over a real depot."""
 
+import json
 import random
 from collections.abc import Iterator
 from concurrent import futures
@@ -16,10 +17,12 @@ from fedofa.client.stores import open_stores
 from fedofa.protos import depot_pb2, depot_pb2_grpc
 from fedofa.protos.depot import DETAIL_CHARACTERS
 from fedofa.protos.manifest import FileKind
+from fedofa.server import cli
 from fedofa.server.depot import serve_depot
 from fedofa.server.registry import Registry
 from fedofa.server.registry_plans import Settled, resolve, settle
 from fedofa.supernet.errors import ArtifactError, DepotError, FedofaError, UsageError
+from typer.testing import CliRunner
 
 SMALL: dict[FileKind, bytes] = {KIND: b"small" * 100}
 
@@ -171,6 +174,20 @@ def test_what_the_registry_says_is_what_a_list_of_plans_says(site: Site) -> None
             assert got == (
                 naming[-1][0].removeprefix("run.") if naming and naming[-1] else expected
             )
+
+
+def test_an_operator_sees_what_a_device_gets_and_why_it_gets_nothing(site: Site) -> None:
+    state = site.folder  # its registry lies where a server's would
+    site.settle(pi=site.publish("large"), not_served={"tiny": "budget.macs: no subnet fits"})
+    arguments = ["models", "--state", str(state), "--device"]
+    shown = CliRunner().invoke(cli.app, [*arguments, "pi", "--json"])
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.output)
+    assert (told["device"], told["device_class"], told["version"]) == ("pi", "large", 1)
+    assert told["manifest_sha256"] == resolve(site.registry, "pi").sha256
+    refused = CliRunner().invoke(cli.app, [*arguments, "tiny"])
+    assert isinstance(refused.exception, DepotError)
+    assert "budget.macs: no subnet fits" in str(refused.exception)
 
 
 def test_a_plan_that_cannot_be_entered_whole_changes_nothing(site: Site) -> None:

@@ -13,7 +13,7 @@ from there to the run's ledger.
 A link that does not hold is told in words: what, where, and what to do.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from ..finishing.start import OUTCOME
 from ..fleet_report import ASSIGNMENT
 from ..ledger_entries import arch_digest
 from ..model_folders import MODELS, RESULTS
-from ..run_record import JobRecord
 from . import links, other_links
 from .facts import Facts, Row
 from .others import FinishingFacts, FleetFacts, Others
@@ -99,7 +98,7 @@ class _Tracing:
         said = {str(row["class"]): row for row in facts.results}
         self._models(_Models(CLASSES, facts, facts.folder / MODELS, said, RESULTS))
         self.broken += links.now_pulled(published, finished, self.notes)
-        self._strangers(facts, facts.folder / MODELS, facts.record.jobs)
+        self.broken += links.strangers(facts, published)
 
     def fleet(self, fleet: FleetFacts) -> None:
         """What the newest settled plan of a fleet published."""
@@ -115,8 +114,7 @@ class _Tracing:
         said = {str(row["device_class"]): row for row in rows}
         of = f"fleet {fleet.name}"
         self._models(_Models(of, facts, fleet.folder / MODELS, said, ASSIGNMENT))
-        mine = [job for job in facts.record.jobs if job.fleet == fleet.name]
-        self._strangers(facts, fleet.folder / MODELS, mine)
+        self.broken += other_links.strangers(fleet, published)
 
     def finishing(self, one: FinishingFacts) -> None:
         """What a finishing published, if it did, and what it began with."""
@@ -133,13 +131,13 @@ class _Tracing:
             _Models(f"finishing {one.device_class}", facts, facts.folder / MODELS, {}, OUTCOME, one)
         )
         self.broken += [line for made in found for line in other_links.finished(one, made)]
-        self._strangers(facts, facts.folder / MODELS, facts.record.jobs)
+        self.broken += links.strangers(facts, published)
 
     def _models(self, models: "_Models") -> list[Manifest]:
         """The manifests and files that a job published; those that are whole become artifacts."""
         facts, published = models.facts, models.facts.job.published
         assert published is not None  # noqa: S101 - it is of a job that is done
-        before, whole = len(self.broken), list[Manifest]()
+        whole: list[Manifest] = []
         for name, sha256 in sorted(published.manifests.items()):
             path = models.folder / name / "manifest.json"
             try:
@@ -160,18 +158,13 @@ class _Tracing:
                     _artifact(models, manifest, sha256, entry) for entry in manifest.files
                 ]
         checkpoint = facts.folder / CHECKPOINTS / f"round-{facts.job.round:06d}"
-        if not checkpoint.exists() and len(self.broken) == before:
+        if not checkpoint.exists() and not self.broken:
             note = (
                 f"the checkpoint of round {facts.job.round} made room for newer ones "
                 "(round.keep_checkpoints): its weights are known by the ledger's digest alone"
             )
             self.notes += [] if note in self.notes else [note]
         return whole
-
-    def _strangers(self, facts: Facts, folder: Path, jobs: Sequence[JobRecord]) -> None:
-        published = facts.job.published
-        current = {} if published is None else published.manifests
-        self.broken += links.strangers(folder, jobs, current)
 
 
 @dataclass(frozen=True, slots=True)

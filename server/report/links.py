@@ -1,7 +1,7 @@
 """The links of a lineage, one check each: what does not hold is told in words."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ...protos.manifest import Manifest
@@ -12,9 +12,9 @@ from ...supernet.weights import digest
 from ..checkpoint import CHECKPOINTS, CheckpointStore
 from ..ledger_chain import LEDGER
 from ..ledger_entries import LedgerError, Round
-from ..model_folders import RESULTS
+from ..model_folders import MODELS, RESULTS
 from ..registry import DATABASE, Registry
-from ..run_record import RECORD, JobRecord, LogMark, Published
+from ..run_record import RECORD, LogMark, Published
 from .facts import Book, Facts, Row
 from .pulled import other_model
 
@@ -191,17 +191,17 @@ def now_pulled(published: Published, finished: Collection[str], notes: list[str]
     notes += [one for one in found if one is not None]
 
 
-def strangers(models: Path, jobs: Sequence[JobRecord], current: Mapping[str, str]) -> Iterator[str]:
-    """Models in a folder that none of these jobs published; of `current` all is said already."""
+def strangers(facts: Facts, published: Published) -> Iterator[str]:
+    """Models in the run folder that no job of the record published; of `published` all is said."""
     known = {
         (name, sha256)
-        for job in jobs
+        for job in facts.record.jobs
         if job.published is not None
         for name, sha256 in job.published.manifests.items()
     }
-    for path in sorted(models.glob("[!.]*/manifest.json")):
+    for path in sorted((facts.folder / MODELS).glob("[!.]*/manifest.json")):
         name = path.parent.name
-        if (name, _sha256(path)) not in known and name not in current:
+        if (name, _sha256(path)) not in known and name not in published.manifests:
             yield (
                 f"manifest {path}: no specialization in {RECORD} published it: the last one did not "
                 "end, or it was put there by hand; specialize again"

@@ -1,6 +1,7 @@
 """Links that only a fleet's plan or a finishing has: to the registry's devices, and to where it began."""
 
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from ...protos.manifest import Manifest
@@ -11,6 +12,7 @@ from ..finishing.start import START, read_start
 from ..fleet_report import ASSIGNMENT
 from ..ledger_chain import LEDGER
 from ..ledger_entries import Started
+from ..model_folders import MODELS
 from ..registry import DATABASE, Registry
 from ..run_record import RECORD, Published
 from .links import AGAIN, left_by
@@ -49,6 +51,37 @@ def settled(fleet: FleetFacts, published: Published, notes: list[str]) -> Iterat
             f"{where} gives {elsewhere} of {len(said)} devices of fleet {fleet.name} what the plan of "
             "another fleet says, which was settled later"
         )
+
+
+def strangers(fleet: FleetFacts, published: Published) -> Iterator[str]:
+    """Models in a fleet's folder that neither a job of the record nor the registry knows.
+
+    Those of former plans stay there, also of one whose job failed after it had published some.
+    """
+    jobs = [job.published for job in fleet.facts.record.jobs if job.fleet == fleet.name]
+    known = {item for left in jobs if left is not None for item in left.manifests.items()}
+    for path in sorted((fleet.folder / MODELS).glob("[!.]*/manifest.json")):
+        data, name = path.read_bytes(), path.parent.name
+        if name in published.manifests or (name, sha256(data).hexdigest()) in known:
+            continue
+        if not _in_registry(Path(published.registry), name, data):
+            yield (
+                f"manifest {path}: no job for fleet {fleet.name} in {RECORD} published it, and the "
+                "registry does not hold it: it was put there by hand; remove that folder"
+            )
+
+
+def _in_registry(root: Path, device_class: str, data: bytes) -> bool:
+    """Whether the registry holds these bytes as a manifest of the class."""
+    if not (root / DATABASE).exists():
+        return False
+    try:
+        manifest = Manifest.from_json(data)
+        with Registry(root) as registry:
+            held = registry.manifest(manifest.model, manifest.version).to_json()
+    except FedofaError:
+        return False
+    return manifest.device_class == device_class and held == data
 
 
 def begun(one: FinishingFacts) -> Iterator[str]:
