@@ -23,7 +23,12 @@ DEFAULT_STORE, DEFAULT_MEMORY = Path("~/.fedofa/models"), Path("~/.fedofa/memory
 
 Store = Annotated[Path, typer.Option("--store", help="Folder for models.", envvar="FEDOFA_STORE")]
 DeviceClass = Annotated[
-    str, typer.Option("--device-class", metavar="NAME", help="The class this device belongs to.")
+    str | None,
+    typer.Option("--device-class", metavar="NAME", help="The class this device belongs to."),
+]
+OwnName = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="In place of a class: the device's own name."),
 ]
 Authorities = Annotated[
     Path | None,
@@ -48,14 +53,20 @@ DataArg = Annotated[
 @app.command()
 def pull(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The depot.")],
-    device_class: DeviceClass,
+    device_class: DeviceClass = None,
     store: Store = DEFAULT_STORE,
     kind: Annotated[
         str | None,
         typer.Option(help="tflite_int8, onnx_int8, tflite_fp32 or onnx_fp32; else what can run."),
     ] = None,
     channel: Annotated[str, typer.Option(help="Which releases to follow.")] = "stable",
-    device: Annotated[str, typer.Option(help="This device's own name, told to the depot.")] = "",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="This device's own name. Without a class: what its fleet's plan gives it.",
+        ),
+    ] = None,
     ca: Authorities = None,
     token_file: TokenFile = None,
     insecure: Insecure = False,
@@ -64,29 +75,32 @@ def pull(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Get the class's model, check it, test it, put it in use."""
+    """Get the class's or the device's own model, check it, test it, put it in use."""
     from ..protos.depot import read_token
     from . import reports
     from .link import Address
     from .pull import PullRequest
     from .pull import pull as pull_model
-    from .store import DeviceStore, as_kind
+    from .store import as_kind
+    from .stores import open_store
 
     token = read_token(token_file) if token_file else None
     result = pull_model(
         Address(server, ca, token, insecure),
-        DeviceStore(store.expanduser(), device_class),
-        PullRequest(as_kind(kind), channel, device, force),
+        # With both, the name is only told to the depot.
+        open_store(store.expanduser(), device_class, None if device_class else device),
+        PullRequest(as_kind(kind), channel, device or "", force),
     )
     _show(reports.of_pull(result), as_json)
 
 
 @app.command()
 def run(
-    device_class: DeviceClass,
     inputs: Annotated[
         Path, typer.Option("--input", metavar="FILE.npy", help="Raw inputs, the batch first.")
     ],
+    device_class: DeviceClass = None,
+    device: OwnName = None,
     store: Store = DEFAULT_STORE,
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Class indices, for the accuracy.")
@@ -96,9 +110,9 @@ def run(
     """Run the model in use on a batch: accuracy or predictions, and latency."""
     from . import reports
     from .device_model import measure, read_inputs, read_labels
-    from .store import DeviceStore
+    from .stores import open_store
 
-    model = DeviceStore(store.expanduser(), device_class).require_current()
+    model = open_store(store.expanduser(), device_class, device).require_current()
     x = read_inputs(inputs, model.manifest)
     y = read_labels(labels, len(x), len(model.manifest.classes)) if labels else None
     _show(reports.of_run(model, measure(model, x, y)), as_json)
@@ -106,8 +120,9 @@ def run(
 
 @app.command()
 def personalize(
-    device_class: DeviceClass,
     data: Data,
+    device_class: DeviceClass = None,
+    device: OwnName = None,
     data_root: DataRoot = None,
     client: ClientIndex = 0,
     clients: Clients = 1,
@@ -149,7 +164,7 @@ def personalize(
     from .personal.personalize import Source
     from .personal.personalize import personalize as personalized
     from .personal.training import Schedule
-    from .store import DeviceStore
+    from .stores import open_store
 
     asked = {"method": method, "epochs": epochs, "lr": lr, "penalty": penalty}
     given = {name: value for name, value in asked.items() if value is not None}
@@ -159,7 +174,7 @@ def personalize(
     token = read_token(token_file) if token_file else None
     address = Address(server, ca, token, insecure) if server else None
     found = personalized(
-        DeviceStore(store.expanduser(), device_class),
+        open_store(store.expanduser(), device_class, device),
         client_data(source(data, data_root, client, clients, data_arg or [])),
         schedule,
         Source(address, adapter),
@@ -175,25 +190,30 @@ def status(
     device_class: Annotated[
         str | None, typer.Option(metavar="NAME", help="One class; else all in the store.")
     ] = None,
+    device: OwnName = None,
     as_json: Json = False,
 ) -> None:
     """Show the models in the store: in use, previous, refused."""
     from . import reports
-    from .store import open_stores
+    from .stores import open_stores
 
-    found = [reports.of_store(one) for one in open_stores(store.expanduser(), device_class)]
+    stores = open_stores(store.expanduser(), device_class, device)
+    found = [reports.of_store(one) for one in stores]
     _show({"store": str(store), "models": found}, as_json)
 
 
 @app.command()
 def rollback(
-    device_class: DeviceClass, store: Store = DEFAULT_STORE, as_json: Json = False
+    device_class: DeviceClass = None,
+    device: OwnName = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
 ) -> None:
     """Return to the model that was in use before."""
     from . import reports
-    from .store import DeviceStore
+    from .stores import open_store
 
-    models = DeviceStore(store.expanduser(), device_class)
+    models = open_store(store.expanduser(), device_class, device)
     with models.lock():
         _show(reports.of_model(models.rollback()), as_json)
 

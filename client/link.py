@@ -15,6 +15,7 @@ import grpc
 from ..protos import depot_pb2, depot_pb2_grpc
 from ..protos.depot import (
     CHUNK_BYTES,
+    DETAIL_CHARACTERS,
     MESSAGE_BYTES,
     REASON_KEY,
     TOKEN_KEY,
@@ -22,8 +23,11 @@ from ..protos.depot import (
     read_pem,
 )
 from ..protos.manifest import Manifest
-from ..supernet.errors import DepotError, UsageError
+from ..supernet.errors import ArtifactError, DepotError, UsageError
 
+_BY_CLASS_ONLY = (
+    "it knows no devices by name (an older version); give --device-class NAME, or update the server"
+)
 # Refusals that another attempt may not meet.
 TEMPORARY = frozenset({"unreachable", "busy", "chunk"})
 
@@ -92,15 +96,29 @@ class Link:
         self._stub: Any = depot_pb2_grpc.DepotStub(self._channel)  # type: ignore[no-untyped-call]
 
     def resolve(self, device_class: str, channel: str, device: str) -> tuple[bytes, Manifest]:
-        """The manifest for a class, as bytes whose sha256 was checked, and parsed."""
+        """The manifest for a class, or where that is empty for a device by its own name.
+
+        As bytes whose sha256 was checked, and parsed. ArtifactError where it is of another class than
+        was asked for, or than the depot says that it gave the device.
+        """
         request = depot_pb2.ResolveRequest(
             device_class=device_class, channel=channel, device=device
         )
-        with self._translated():
-            reply = self._stub.Resolve(request, timeout=self._timeout_s, metadata=self._metadata)
+        try:
+            with self._translated():
+                reply = self._stub.Resolve(
+                    request, timeout=self._timeout_s, metadata=self._metadata
+                )
+        except DepotError as error:
+            if device_class or error.code != "name":
+                raise
+            # It read the empty class as one.
+            raise DepotError("no_devices", f"depot {self._server}: {_BY_CLASS_ONLY}") from None
         if not hmac.compare_digest(hashlib.sha256(reply.manifest).hexdigest(), reply.sha256):
             raise DepotError("chunk", "the manifest arrived changed: its sha256 is another")
-        return reply.manifest, Manifest.from_json(reply.manifest)
+        manifest = Manifest.from_json(reply.manifest)
+        _check_class(manifest, device_class, str(reply.device_class), device)
+        return reply.manifest, manifest
 
     def download(self, sha256: str, offset: int, size_bytes: int) -> Generator[bytes, None, None]:
         """The bytes of a file of a known size from `offset` on, chunk by checked chunk.
@@ -153,7 +171,20 @@ class Link:
 
 def _plain(text: str | None) -> str:
     """A stranger's text without control characters, for a terminal."""
-    return "".join(c if c.isprintable() else " " for c in (text or "")[:300])
+    return "".join(c if c.isprintable() else " " for c in (text or "")[:DETAIL_CHARACTERS])
+
+
+def _check_class(manifest: Manifest, asked: str, said: str, device: str) -> None:
+    """ArtifactError where manifest, question and answer are not about one class."""
+    if asked and manifest.device_class != asked:
+        raise ArtifactError(
+            f"the depot gave a model for class {manifest.device_class!r} to class {asked!r}"
+        )
+    if manifest.device_class != said and (said or not asked):
+        raise ArtifactError(
+            f"the depot gave {f'class {asked!r}' if asked else f'device {device!r}'} the class "
+            f"{said[:80]!r}, and a model for class {manifest.device_class!r}"
+        )
 
 
 def _check(chunk: Any, offset: int, size_bytes: int) -> None:

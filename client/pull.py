@@ -1,4 +1,4 @@
-"""Pull: get the model that the depot has for this device's class, check it, put it in use."""
+"""Pull: get the model that the depot has for a class, or for this device; check it, put it in use."""
 
 import hashlib
 import os
@@ -27,6 +27,7 @@ Choose = Callable[[Manifest, FileKind | None], FileKind]
 class PullRequest:
     """What to pull. `kind` None: the first that a runtime on this device can load.
 
+    `device` is the device's own name, told to the depot also where it pulls its class's model.
     `force` tests a model again that has used up its strikes.
     """
 
@@ -80,7 +81,8 @@ def pull(
 ) -> PullResult:
     """Resolve, download what is missing, verify, test, activate.
 
-    DepotError when the depot refuses or cannot be reached, ArtifactError when what it gives is
+    The store says whose model: of a class, or of a device by its own name, as the newest settled plan
+    of a fleet has it. DepotError when the depot refuses or cannot be reached, ArtifactError when what it gives is
     damaged or fails its golden test. The model that was in use stays in use then.
     """
     request, retry = request or PullRequest(), retry or Retry()
@@ -147,20 +149,14 @@ def explained(store: DeviceStore) -> Iterator[None]:
 def _resolve(
     link: Link, store: DeviceStore, request: PullRequest, retry: Retry
 ) -> tuple[bytes, Manifest]:
+    device = store.device or request.device
     for failures in range(1, retry.attempts + 1):
         try:
-            data, manifest = link.resolve(store.device_class, request.channel, request.device)
+            return link.resolve(store.device_class, request.channel, device)
         except DepotError as error:
             if error.code not in TEMPORARY or failures == retry.attempts:
                 raise
             retry.wait(failures)
-            continue
-        if manifest.device_class != store.device_class:
-            raise ArtifactError(
-                f"the depot gave a model for class {manifest.device_class!r} to class "
-                f"{store.device_class!r}"
-            )
-        return data, manifest
     raise AssertionError("at least one attempt")
 
 

@@ -74,10 +74,11 @@ def of_run(model: Installed, measured: "Measured") -> dict[str, Any]:
 
 
 def of_store(store: DeviceStore) -> dict[str, Any]:
-    """What lies in a device's store for one class."""
+    """What lies in a device's store for one class, or under the device's own name."""
     state, current = store.state(), store.current()
+    whose = {"device": store.device} if store.device else {"device_class": store.device_class}
     return {
-        "device_class": store.device_class,
+        **whose,
         "current": of_model(current) if current else None,
         "previous": state.previous.version if state.previous else None,
         "failed": {key: strikes.model_dump() for key, strikes in state.strikes.items()},

@@ -4,6 +4,9 @@
 downloads, and `ROOT/CLASS/state.json` says which version is in use. That one file is replaced by
 a rename, after everything it names is on the disk: whenever the process dies, the old model is
 in use or the new one is, complete. POSIX file systems only.
+
+What a device pulls by its own name lies in `ROOT/@NAME/` in the same way: its versions may be of
+several classes, one after another.
 """
 
 import hashlib
@@ -17,7 +20,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..protos import durable
-from ..protos.depot import is_name
+from ..protos.depot import is_device_name, is_name
 from ..protos.manifest import FILE_NAMES, MANIFEST_NAME, FileKind, Manifest
 from ..supernet.errors import ArtifactError, UsageError
 
@@ -25,6 +28,8 @@ MAX_STRIKES = 3
 LOOK_AGAIN_S = 0.1
 KEPT_ADAPTERS = 8
 _REMEMBERED_STRIKES = 32
+# No class begins with it: a class and a device of one name have folders of their own.
+OWN = "@"
 
 
 class Pointer(BaseModel):
@@ -82,17 +87,31 @@ class Installed:
 
 
 class DeviceStore:
-    """One device class's models below `root`; nothing is created before the first write."""
+    """One device class's models below `root`, or those that one device pulls by its own name.
 
-    def __init__(self, root: Path, device_class: str) -> None:
-        if not is_name(device_class):
+    Nothing is created before the first write. UsageError for a name that is not allowed. Either
+    `device_class` or `device` is empty.
+    """
+
+    def __init__(self, root: Path, device_class: str = "", *, device: str = "") -> None:
+        if device and not is_device_name(device):
+            raise UsageError(
+                f"device {device[:80]!r}: 1 to 128 letters, digits, '.', '_', ':' and '-', the first "
+                "a letter or digit"
+            )
+        if not device and not is_name(device_class):
             raise UsageError(
                 f"device class {device_class[:80]!r}: 1 to 64 letters, digits, '.', '_' and '-', "
                 "the first a letter or digit"
             )
         self.root = root
-        self.device_class = device_class
-        self.folder = root / device_class
+        self.device_class, self.device = device_class, device
+        self.folder = root / (f"{OWN}{device}" if device else device_class)
+
+    @property
+    def owner(self) -> str:
+        """Whose models these are, in words."""
+        return f"device {self.device!r}" if self.device else f"device class {self.device_class!r}"
 
     @contextmanager
     def lock(self, patience_s: float = 0.0) -> Iterator[None]:
@@ -139,8 +158,8 @@ class DeviceStore:
         current = self.current()
         if current is None:
             raise UsageError(
-                f"store {self.root}: no model for device class {self.device_class!r}; "
-                "get one with fedofa-device pull, or name another --store or --device-class"
+                f"store {self.root}: no model for {self.owner}; get one with fedofa-device pull, or "
+                f"name another --store or {'--device' if self.device else '--device-class'}"
             )
         current.verify()
         return current
@@ -291,14 +310,6 @@ def as_kind(text: str | None) -> FileKind | None:
     if text is None:
         return None
     raise UsageError(f"kind {text[:80]!r}: allowed: {', '.join(FILE_NAMES)}")
-
-
-def open_stores(root: Path, device_class: str | None = None) -> list[DeviceStore]:
-    """The stores of all device classes below `root`, in order; or that of one class."""
-    if device_class is not None:
-        return [DeviceStore(root, device_class)]
-    found = sorted(path.parent.name for path in root.glob("*/state.json"))
-    return [DeviceStore(root, name) for name in found if is_name(name)]
 
 
 def _pointer(model: Installed) -> Pointer:

@@ -14,12 +14,16 @@ from ..supernet.errors import UsageError
 CHUNK_BYTES = 256 * 1024
 MANIFEST_BYTES = 16 * 1024 * 1024
 MESSAGE_BYTES = MANIFEST_BYTES + 64 * 1024
+DETAIL_CHARACTERS = 1000
+"""So much is told of why a call is refused."""
 STABLE = "stable"
 REASON_KEY = "reason"
 TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header, not a secret
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+DEVICE_NAME = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"
+_DEVICE = re.compile(DEVICE_NAME)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
@@ -35,9 +39,19 @@ def is_model_name(text: str) -> bool:
     return _MODEL.fullmatch(text) is not None
 
 
+def is_device_name(text: str) -> bool:
+    """Whether `text` may be a device's own name."""
+    return _DEVICE.fullmatch(text) is not None
+
+
 def is_sha256(text: str) -> bool:
     """Whether `text` is 64 lower-case hex digits."""
     return _SHA256.fullmatch(text) is not None
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or its beginning and an ellipsis: `most` characters at most."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 @dataclass(frozen=True, slots=True)

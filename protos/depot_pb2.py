@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65\x64ofa/protos/depot.proto\x12\x0f\x66\x65\x64ofa.depot.v1\"G\n\x0eResolveRequest\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"0\n\x0cResolveReply\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"J\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\"#\n\x0bListRequest\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\"6\n\tListReply\x12)\n\x08versions\x18\x01 \x03(\x0b\x32\x17.fedofa.depot.v1.Listed\"i\n\x06Listed\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0c\x64\x65vice_class\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x04 \x01(\t\x12\x10\n\x08\x63hannels\x18\x05 \x03(\t2\xdc\x01\n\x05\x44\x65pot\x12I\n\x07Resolve\x12\x1f.fedofa.depot.v1.ResolveRequest\x1a\x1d.fedofa.depot.v1.ResolveReply\x12\x46\n\x08\x44ownload\x12 .fedofa.depot.v1.DownloadRequest\x1a\x16.fedofa.depot.v1.Chunk0\x01\x12@\n\x04List\x12\x1c.fedofa.depot.v1.ListRequest\x1a\x1a.fedofa.depot.v1.ListReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x65\x64ofa/protos/depot.proto\x12\x0f\x66\x65\x64ofa.depot.v1\"G\n\x0eResolveRequest\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"F\n\x0cResolveReply\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x03 \x01(\t\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"J\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\"#\n\x0bListRequest\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\"6\n\tListReply\x12)\n\x08versions\x18\x01 \x03(\x0b\x32\x17.fedofa.depot.v1.Listed\"i\n\x06Listed\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x14\n\x0c\x64\x65vice_class\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x04 \x01(\t\x12\x10\n\x08\x63hannels\x18\x05 \x03(\t2\xdc\x01\n\x05\x44\x65pot\x12I\n\x07Resolve\x12\x1f.fedofa.depot.v1.ResolveRequest\x1a\x1d.fedofa.depot.v1.ResolveReply\x12\x46\n\x08\x44ownload\x12 .fedofa.depot.v1.DownloadRequest\x1a\x16.fedofa.depot.v1.Chunk0\x01\x12@\n\x04List\x12\x1c.fedofa.depot.v1.ListRequest\x1a\x1a.fedofa.depot.v1.ListReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVEREQUEST']._serialized_start=46
   _globals['_RESOLVEREQUEST']._serialized_end=117
   _globals['_RESOLVEREPLY']._serialized_start=119
-  _globals['_RESOLVEREPLY']._serialized_end=167
-  _globals['_DOWNLOADREQUEST']._serialized_start=169
-  _globals['_DOWNLOADREQUEST']._serialized_end=218
-  _globals['_CHUNK']._serialized_start=220
-  _globals['_CHUNK']._serialized_end=294
-  _globals['_LISTREQUEST']._serialized_start=296
-  _globals['_LISTREQUEST']._serialized_end=331
-  _globals['_LISTREPLY']._serialized_start=333
-  _globals['_LISTREPLY']._serialized_end=387
-  _globals['_LISTED']._serialized_start=389
-  _globals['_LISTED']._serialized_end=494
-  _globals['_DEPOT']._serialized_start=497
-  _globals['_DEPOT']._serialized_end=717
+  _globals['_RESOLVEREPLY']._serialized_end=189
+  _globals['_DOWNLOADREQUEST']._serialized_start=191
+  _globals['_DOWNLOADREQUEST']._serialized_end=240
+  _globals['_CHUNK']._serialized_start=242
+  _globals['_CHUNK']._serialized_end=316
+  _globals['_LISTREQUEST']._serialized_start=318
+  _globals['_LISTREQUEST']._serialized_end=353
+  _globals['_LISTREPLY']._serialized_start=355
+  _globals['_LISTREPLY']._serialized_end=409
+  _globals['_LISTED']._serialized_start=411
+  _globals['_LISTED']._serialized_end=516
+  _globals['_DEPOT']._serialized_start=519
+  _globals['_DEPOT']._serialized_end=739
 # @@protoc_insertion_point(module_scope)

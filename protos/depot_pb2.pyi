@@ -17,12 +17,14 @@ class ResolveRequest(_message.Message):
     def __init__(self, device_class: _Optional[str] = ..., channel: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class ResolveReply(_message.Message):
-    __slots__ = ("manifest", "sha256")
+    __slots__ = ("manifest", "sha256", "device_class")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
     manifest: bytes
     sha256: str
-    def __init__(self, manifest: _Optional[bytes] = ..., sha256: _Optional[str] = ...) -> None: ...
+    device_class: str
+    def __init__(self, manifest: _Optional[bytes] = ..., sha256: _Optional[str] = ..., device_class: _Optional[str] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ("sha256", "offset")

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class DepotStub:
     """Where devices get their models. Errors are gRPC statuses; the trailing metadata `reason` holds
-    a stable code: name, unknown_class, unknown_blob, offset, damaged, busy, unauthenticated.
+    a stable code: name, unknown_class, unknown_device, not_served, unknown_blob, offset, damaged, busy,
+    unauthenticated.
     With a token, each call carries the metadata `authorization: Bearer TOKEN`.
     """
 
@@ -56,12 +57,13 @@ class DepotStub:
 
 class DepotServicer:
     """Where devices get their models. Errors are gRPC statuses; the trailing metadata `reason` holds
-    a stable code: name, unknown_class, unknown_blob, offset, damaged, busy, unauthenticated.
+    a stable code: name, unknown_class, unknown_device, not_served, unknown_blob, offset, damaged, busy,
+    unauthenticated.
     With a token, each call carries the metadata `authorization: Bearer TOKEN`.
     """
 
     def Resolve(self, request, context):
-        """The manifest of the model that devices of a class are to run.
+        """The manifest of the model that devices of a class, or one device by its own name, are to run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +111,8 @@ def add_DepotServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Depot:
     """Where devices get their models. Errors are gRPC statuses; the trailing metadata `reason` holds
-    a stable code: name, unknown_class, unknown_blob, offset, damaged, busy, unauthenticated.
+    a stable code: name, unknown_class, unknown_device, not_served, unknown_blob, offset, damaged, busy,
+    unauthenticated.
     With a token, each call carries the metadata `authorization: Bearer TOKEN`.
     """
 

@@ -24,6 +24,7 @@ import grpc
 
 from ..protos import depot_pb2, depot_pb2_grpc
 from ..protos.depot import (
+    DETAIL_CHARACTERS,
     MESSAGE_BYTES,
     REASON_KEY,
     STABLE,
@@ -31,8 +32,10 @@ from ..protos.depot import (
     Endpoint,
     read_pem,
     read_token,
+    shortened,
 )
 from ..supernet.errors import ArtifactError, DepotError, FedofaError, UsageError
+from . import registry_plans
 from .chunks import ChunkReader
 from .registry import Registry
 
@@ -43,6 +46,8 @@ CALLS_AT_ONCE = 64
 _STATUS = {
     "name": grpc.StatusCode.INVALID_ARGUMENT,
     "unknown_class": grpc.StatusCode.NOT_FOUND,
+    "unknown_device": grpc.StatusCode.NOT_FOUND,
+    "not_served": grpc.StatusCode.FAILED_PRECONDITION,
     "unknown_blob": grpc.StatusCode.NOT_FOUND,
     "offset": grpc.StatusCode.OUT_OF_RANGE,
 }
@@ -63,9 +68,13 @@ class _Service(depot_pb2_grpc.DepotServicer):
 
     def Resolve(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         with _refusing(context):
-            channel = request.channel or STABLE
-            manifest, sha256 = self._registry.resolve_json(request.device_class, channel)
-            return depot_pb2.ResolveReply(manifest=manifest, sha256=sha256)
+            name, channel = request.device_class, request.channel or STABLE
+            if request.device and not name:
+                found = registry_plans.resolve(self._registry, request.device, channel)
+                manifest, sha256, name = found.manifest, found.sha256, found.device_class
+            else:
+                manifest, sha256 = self._registry.resolve_json(name, channel)
+            return depot_pb2.ResolveReply(manifest=manifest, sha256=sha256, device_class=name)
 
     def Download(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
         with _refusing(context):
@@ -107,7 +116,8 @@ def _refusing(context: Any) -> Iterator[None]:
 
 def _refuse(context: Any, status: Any, reason: str, detail: str) -> NoReturn:
     context.set_trailing_metadata(((REASON_KEY, reason),))
-    context.abort(status, detail)
+    # What is longer may not fit the metadata in which it travels: it would reach nobody.
+    context.abort(status, shortened(detail, DETAIL_CHARACTERS))
     raise AssertionError("abort returned")
 
 

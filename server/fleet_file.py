@@ -12,11 +12,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..protos.depot import DEVICE_NAME
 from ..protos.manifest import FileKind
 from ..protos.probes import MOST_MACS_PER_S_AND_THREAD
 from ..supernet.errors import UsageError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+Name = Annotated[str, Field(pattern=f"^{DEVICE_NAME}$")]
 Whole = Annotated[int, Field(gt=0, le=2**62)]
 Positive = Annotated[float, Field(ge=1e-9, le=1e15)]
 """Below a picosecond, a picojoule or a multiply-accumulate in thirty years nothing is meant."""

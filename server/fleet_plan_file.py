@@ -1,7 +1,7 @@
 """A fleet's plan as a file in the run's folder: for whoever looks it up, and for the job that makes it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,8 @@ from ..supernet.space import Space
 from .fleet_file import Rejected
 from .fleet_plan import FOLDER, FleetPlan
 
-PLAN = "plan.json"
+PLAN, OWN = "plan.json", "plan-{}.json"
+"""A fleet's newest plan, and a job's own, named after its content."""
 
 
 def write_plan(folder: Path, found: FleetPlan) -> Path:
@@ -28,10 +29,21 @@ def write_plan(folder: Path, found: FleetPlan) -> Path:
     _check_source(place, found.source)
     durable.make_folder(place.parent)
     content = _content(found)
-    own = place.with_name(f"plan-{sha256(content).hexdigest()[:12]}.json")
+    own = place.with_name(OWN.format(sha256(content).hexdigest()[:12]))
     durable.write(own, content)
     durable.write(place, content)
     return own
+
+
+def sweep_plans(settled: Path, awaited: Collection[Path]) -> None:
+    """Remove the plans that jobs had for themselves before this one, which is settled now.
+
+    Those that jobs still wait to read stay, and so do newer ones, whose job may not be submitted yet.
+    """
+    newest_ns = settled.stat().st_mtime_ns
+    for path in settled.parent.glob(OWN.format("*")):
+        if path != settled and path not in awaited and path.stat().st_mtime_ns < newest_ns:
+            path.unlink()
 
 
 def _check_source(place: Path, source: str) -> None:

@@ -31,11 +31,16 @@ def planned_report(found: FleetPlan) -> dict[str, Any]:
     return {"summary": summary, "artifacts": rows, "not_served": _rejected(found.not_served)}
 
 
-def write_assignment(folder: Path, done: Delivered) -> Path:
-    """Put what was published, and each device's artifact, into the run's folder."""
+def write_assignment(folder: Path, done: Delivered, taken: Mapping[str, int]) -> Path:
+    """Put what was published, and each device's artifact, into the run's folder.
+
+    `taken`: `RUN/FLEET` → so many devices got what that other plan gave them until now.
+    """
     path = folder / FOLDER / done.plan.fleet / ASSIGNMENT
     durable.make_folder(path.parent)
-    durable.write(path, json.dumps(_assignment(done, path)).encode())
+    told = _assignment(done, path)
+    told["summary"]["devices_of_other_plans"] = dict(taken)
+    durable.write(path, json.dumps(told).encode())
     return path
 
 

@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,14 +20,12 @@ from .branches.trained import Trained, chosen, trained
 from .branches.training import BranchedTraining
 from .checkpoint import CHECKPOINTS, CheckpointStore
 from .config import RunConfig, parse_config
-from .evaluation import FederatedEvaluator
 from .events import EventLog
 from .exchange import Exchange
 from .finishing.finishing import Order, finish
 from .fleet import Roll
-from .fleet_delivery import Delivery
-from .fleet_plan_file import read_plan
-from .fleet_report import write_assignment
+from .fleet_job import deliver
+from .fleet_plan_file import sweep_plans
 from .ledger import Ledger
 from .ledger_chain import LEDGER, noted_head
 from .model_folders import RESULTS
@@ -239,7 +237,9 @@ def specialize(job: Job, found: Trained, roll: Roll, log: EventLog) -> None:
     if job.registry is None:
         raise RunError("job specialize: no registry was given")
     if job.fleet is not None:
-        deliver(job.fleet, Path(job.registry), found, roll, log)
+        plan = Path(job.fleet)
+        deliver(plan, Path(job.registry), found, roll, log)
+        sweep_plans(plan, awaited_plans(Path(job.folder)))
         return
     log("started", job="specialize", classes=list(found.config.classes), round=newest.round)
     config, fleet = found.of_fleet(roll.gather(), log)
@@ -247,22 +247,18 @@ def specialize(job: Job, found: Trained, roll: Roll, log: EventLog) -> None:
     scribe.begins(found.folder, config, newest.round, weights)
     work = Specialization(config, roll.space, newest.weights, roll.exchange, fleet, log)
     results = work.run(found.folder, Path(job.registry), found.channel)
-    left = published(found.folder / RESULTS, results, job.registry, found.channel)
+    models = [one.manifest for one in results]
+    left = published(found.folder / RESULTS, models, job.registry, found.channel)
     scribe.ends(found.folder, config, newest.round, weights, left)
     log("finished", job="specialize", published=[r.device_class for r in results])
 
 
-def deliver(plan: str, registry: Path, found: Trained, roll: Roll, log: EventLog) -> None:
-    """Make and publish the artifacts of a fleet's plan, and say which device gets which."""
-    planned = read_plan(Path(plan), roll.space)
-    count = len(planned.plan.artifacts)
-    log("started", job="specialize", fleet=planned.fleet, artifacts=count)
-    config, fleet = found.of_fleet(roll.gather(), log)
-    weights = found.checkpoint.weights
-    evaluator = FederatedEvaluator(roll.exchange, fleet, roll.space, weights, log)
-    evaluator.configure(config)
-    work = Delivery(config, evaluator, fleet, log)
-    done = work.run(found.folder, registry, planned, found.channel)
-    path = write_assignment(found.folder, done)
-    published = [made.name for made, _ in done.made.values()]
-    log("finished", job="specialize", published=published, assignment=str(path))
+def awaited_plans(folder: Path) -> set[Path]:
+    """The plans of jobs that were submitted, and have not ended as far as their operator knows."""
+    found = set()
+    for path in folder.glob(f"*-{JOB}"):
+        with suppress(FileNotFoundError):  # it ended meanwhile
+            job = read_job(str(path))
+            if job.fleet is not None:
+                found.add(Path(job.fleet))
+    return found

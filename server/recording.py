@@ -4,18 +4,27 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
+from ..protos.manifest import Manifest
 from .config import RunConfig
 from .ledger_chain import LEDGER, noted_head
 from .ledger_keys import run_key
-from .run_record import RECORD, Environment, JobRecord, LogMark, Published, RunRecord, read, write
-from .specialized import Specialized
+from .run_record import (
+    RECORD,
+    Environment,
+    JobRecord,
+    Kind,
+    LogMark,
+    Published,
+    RunRecord,
+    read,
+    write,
+)
 
 PACKAGES = (
     "fedofa",
@@ -35,10 +44,11 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, slots=True)
 class Scribe:
-    """Enters one job; `logs` are the event logs that it writes to."""
+    """Enters one job; `logs` are the event logs that it writes to, `fleet` the one that it is for."""
 
-    kind: Literal["train", "specialize"]
+    kind: Kind
     logs: Sequence[Path]
+    fleet: str | None = None
     began_unix_s: float = field(default_factory=time.time)
 
     def begins(self, folder: Path, config: RunConfig, round_: int, weights: str) -> None:
@@ -68,6 +78,7 @@ class Scribe:
             weights=weights,
             head=noted_head(folder / LEDGER),
             logs={os.path.relpath(path, folder): _mark(path) for path in self.logs},
+            fleet=self.fleet,
         )
 
     def _enter(self, folder: Path, config: RunConfig, job: JobRecord) -> None:
@@ -77,14 +88,12 @@ class Scribe:
 
 
 def published(
-    results_path: Path, results: Sequence[Specialized], registry: str, channel: str
+    results_path: Path, models: Iterable[Manifest], registry: str, channel: str
 ) -> Published:
-    """What a specialization left, by its digests."""
+    """What a job left, by its digests."""
     return Published(
         results_sha256=hashlib.sha256(results_path.read_bytes()).hexdigest(),
-        manifests={
-            one.device_class: hashlib.sha256(one.manifest.to_json()).hexdigest() for one in results
-        },
+        manifests={one.device_class: hashlib.sha256(one.to_json()).hexdigest() for one in models},
         registry=registry,
         channel=channel,
     )

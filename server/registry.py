@@ -62,7 +62,7 @@ class Registry:
             raise ArtifactError(f"registry {root}: {error.strerror}: {error.filename}") from None
         self._engine = schema.connect(url or f"sqlite:///{(root / DATABASE).absolute()}")
         try:
-            with self._changing() as database:
+            with self.changing() as database:
                 schema.create(database)
         except ArtifactError:
             self.close()
@@ -78,7 +78,7 @@ class Registry:
         size, sha256); nothing is visible then.
         """
         if channel is not None:
-            _check("channel", channel, is_name(channel))
+            check("channel", channel, is_name(channel))
         said = draft.named()
         if said.keys() != files.keys():
             raise ArtifactError(
@@ -86,7 +86,7 @@ class Registry:
                 f"the manifest has {', '.join(sorted(said))}"
             )
         # The write lock is taken before the first file is written, so that no sweep removes it.
-        with self._changing() as database:
+        with self.changing() as database:
             version = schema.next_version(database, draft.model)
             manifest = draft.model_copy(update={"version": version})
             data = manifest.to_json()
@@ -104,8 +104,8 @@ class Registry:
 
     def promote(self, device_class: str, channel: str, model: str, version: int) -> None:
         """Point a channel at a published version; DepotError when there is none for that class."""
-        _check("channel", channel, is_name(channel))
-        with self._changing() as database:
+        check("channel", channel, is_name(channel))
+        with self.changing() as database:
             found = schema.find_version(database, model, version)
             if found is None or found[1] != device_class:
                 raise DepotError(
@@ -120,9 +120,9 @@ class Registry:
 
     def resolve_json(self, device_class: str, channel: str = STABLE) -> tuple[bytes, str]:
         """As `resolve`, but the manifest's bytes as they were published."""
-        _check("device class", device_class, is_name(device_class))
-        _check("channel", channel, is_name(channel))
-        with self._reading() as database:
+        check("device class", device_class, is_name(device_class))
+        check("channel", channel, is_name(channel))
+        with self.reading() as database:
             found = schema.resolve(database, device_class, channel)
             if found is None:
                 known = schema.device_classes(database, channel)
@@ -135,19 +135,19 @@ class Registry:
 
     def models(self) -> list[str]:
         """Names of all models, in order."""
-        with self._reading() as database:
+        with self.reading() as database:
             return schema.models(database)
 
     def versions(self, model: str) -> list[int]:
         """A model's versions, ascending; empty when there is no such model."""
-        _check("model", model, is_model_name(model))
-        with self._reading() as database:
+        check("model", model, is_model_name(model))
+        with self.reading() as database:
             return schema.versions(database, model)
 
     def manifest(self, model: str, version: int) -> Manifest:
         """One version's manifest; DepotError when there is none."""
-        _check("model", model, is_model_name(model))
-        with self._reading() as database:
+        check("model", model, is_model_name(model))
+        with self.reading() as database:
             found = schema.find_version(database, model, version)
         if found is None:
             raise DepotError("unknown_version", f"no version {version} of {model!r}")
@@ -156,16 +156,16 @@ class Registry:
     def listing(self, device_class: str | None = None) -> list[Listed]:
         """The versions of a class, or of all, newest first; at most `LIST_LIMIT`."""
         if device_class is not None:
-            _check("device class", device_class, is_name(device_class))
-        with self._reading() as database:
+            check("device class", device_class, is_name(device_class))
+        with self.reading() as database:
             heads = schema.channels(database)
             rows = schema.newest(database, device_class, LIST_LIMIT)
         return [Listed(*row, channels=tuple(heads.get(row[:2], ()))) for row in rows]
 
     def blob_path(self, sha256: str) -> Path:
         """Where a published file lies; DepotError when no published version has it."""
-        _check("sha256", sha256, is_sha256(sha256))
-        with self._reading() as database:
+        check("sha256", sha256, is_sha256(sha256))
+        with self.reading() as database:
             size_bytes = schema.file_size(database, sha256)
         if size_bytes is None:
             raise DepotError("unknown_blob", f"no published file has sha256 {sha256}")
@@ -177,7 +177,7 @@ class Registry:
     def sweep(self) -> Swept:
         """Remove files that no version names: what publications that died left behind."""
         count, size_bytes = 0, 0
-        with self._changing() as database:
+        with self.changing() as database:
             schema.lock(database)
             kept = schema.all_digests(database)
             drafts = list((self.root / "drafts").iterdir())
@@ -225,12 +225,14 @@ class Registry:
             draft.unlink(missing_ok=True)
 
     @contextmanager
-    def _changing(self) -> Iterator[sa.Connection]:
+    def changing(self) -> Iterator[sa.Connection]:
+        """One transaction: committed at the end, or nothing of it. ArtifactError where it fails."""
         with _explained(self.root), self._engine.begin() as database:
             yield database
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read by; ArtifactError where that fails."""
         with _explained(self.root), self._engine.connect() as database:
             yield database
 
@@ -243,7 +245,8 @@ def _explained(root: Path) -> Iterator[None]:
         raise ArtifactError(f"registry {root}: {getattr(error, 'orig', error)}") from error
 
 
-def _check(field: str, value: str, fine: bool) -> None:
+def check(field: str, value: str, fine: bool) -> None:
+    """DepotError `name` for a value that is not `fine`."""
     if not fine:
         raise DepotError("name", f"{field} {value[:80]!r} is not allowed")
 

@@ -45,6 +45,35 @@ _CHANNELS = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
 )
+# Settled plans of fleets (`registry_plans.py`); `place` is the order in which they were settled.
+PLANS = sa.Table(
+    "fleet_plans",
+    _METADATA,
+    sa.Column("channel", sa.String(64), primary_key=True),
+    sa.Column("run", sa.String(128), primary_key=True),
+    sa.Column("fleet", sa.String(64), primary_key=True),
+    sa.Column("place", sa.Integer, nullable=False),
+    sa.Column("settled_unix_s", sa.Double, nullable=False),
+)
+# What each plan has for a device: a version, or the reason for which there is none.
+DEVICES = sa.Table(
+    "fleet_devices",
+    _METADATA,
+    sa.Column("channel", sa.String(64), primary_key=True),
+    sa.Column("device", sa.String(128), primary_key=True),
+    sa.Column("run", sa.String(128), primary_key=True),
+    sa.Column("fleet", sa.String(64), primary_key=True),
+    sa.Column("model", sa.String(128)),
+    sa.Column("version", sa.Integer),
+    sa.Column("reason", sa.Text),
+    sa.ForeignKeyConstraint(
+        ["channel", "run", "fleet"], ["fleet_plans.channel", "fleet_plans.run", "fleet_plans.fleet"]
+    ),
+    sa.ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
+    sa.CheckConstraint("(model IS NULL) = (version IS NULL)"),
+    sa.CheckConstraint("(model IS NULL) <> (reason IS NULL)"),
+    sa.Index("fleet_devices_plan", "channel", "run", "fleet"),
+)
 
 
 def connect(url: str) -> sa.Engine:
@@ -136,6 +165,16 @@ def find_version(database: sa.Connection, model: str, version: int) -> tuple[byt
         )
     ).one_or_none()
     return None if row is None else (row.manifest, row.device_class)
+
+
+def version_row(database: sa.Connection, model: str, version: int) -> tuple[bytes, str, str]:
+    """Manifest, its sha256 and the device class of a version that there is."""
+    row = database.execute(
+        sa.select(
+            _VERSIONS.c.manifest, _VERSIONS.c.manifest_sha256, _VERSIONS.c.device_class
+        ).where(_VERSIONS.c.model == model, _VERSIONS.c.version == version)
+    ).one()
+    return row.manifest, row.manifest_sha256, row.device_class
 
 
 def newest(

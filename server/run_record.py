@@ -49,10 +49,14 @@ class LogMark(_Part):
     sha256: Sha256
 
 
-class Published(_Part):
-    """What a specialization left: digests of its results and of each class's manifest.
+Kind = Literal["train", "specialize", "fleet", "finish"]
 
-    `registry` is the registry's folder, `channel` what points at the models there.
+
+class Published(_Part):
+    """What a job left: digests of its results and of each class's manifest.
+
+    The results are `specialized.json`, a fleet's `assignment.json`, or what a finishing came to, which
+    may have published nothing. `registry` is the registry's folder, `channel` what points at the models there.
     """
 
     results_sha256: Sha256
@@ -66,10 +70,11 @@ class JobRecord(_Part):
 
     `round`, `weights` and `head` say where it stood: the checkpoint's round, the digest of the shared
     weights (`supernet.weights.digest`), and the hash of the ledger's last entry (None: no ledger).
-    `logs` are its event logs by their path from the record's folder.
+    `logs` are its event logs by their path from the record's folder. `fleet` is the one whose plan it
+    carried out. A finishing has a record of its own, in its folder.
     """
 
-    kind: Literal["train", "specialize"]
+    kind: Kind
     began_unix_s: float
     seconds: float | None = Field(None, ge=0)
     config: dict[str, Any]
@@ -79,12 +84,15 @@ class JobRecord(_Part):
     head: Sha256 | None
     logs: dict[str, LogMark]
     published: Published | None = None
+    fleet: str | None = None
 
     @model_validator(mode="after")
-    def _only_specialization_publishes(self) -> Self:
-        done = self.kind == "specialize" and self.seconds is not None
+    def _all_but_training_publish(self) -> Self:
+        done = self.kind != "train" and self.seconds is not None
         if done != (self.published is not None):
-            raise ValueError("what was published belongs to each specialization that is done")
+            raise ValueError("what was published belongs to each job that is done, but training")
+        if (self.kind == "fleet") != (self.fleet is not None):
+            raise ValueError("a job for a fleet says which, and no other does")
         return self
 
 
@@ -95,10 +103,16 @@ class RunRecord(_Part):
     run: str
     jobs: tuple[JobRecord, ...] = ()
 
-    def newest(self, kind: str) -> JobRecord | None:
-        """The last job of a kind that was done; None when there is none."""
+    def newest(self, kind: Kind, fleet: str | None = None) -> JobRecord | None:
+        """The last job of a kind that was done, of any fleet or of one; None when there is none."""
         done = [job for job in self.jobs if job.kind == kind and job.seconds is not None]
-        return done[-1] if done else None
+        mine = [job for job in done if fleet in (None, job.fleet)]
+        return mine[-1] if mine else None
+
+    @property
+    def fleets(self) -> tuple[str, ...]:
+        """The fleets for which there was a job, in order of name."""
+        return tuple(sorted({job.fleet for job in self.jobs if job.fleet is not None}))
 
     def with_job(self, job: JobRecord) -> Self:
         """With one more job, or with the same one (by kind and beginning) as it is now."""

@@ -13,9 +13,10 @@ from fedofa.server.jobs import run_job
 from fedofa.server.ledger_keys import run_key
 from fedofa.server.model_folders import MODELS, RESULTS
 from fedofa.server.operate import train_job
-from fedofa.server.report import facts
+from fedofa.server.report import facts, lineage, others
 from fedofa.server.report.facts import Facts
 from fedofa.server.report.held_out import HeldOut
+from fedofa.server.report.lineage import Lineage
 from fedofa.server.run_record import RunRecord
 from fedofa.supernet.errors import FedofaError
 from fleets import grid_of, small_config, small_fleet
@@ -35,16 +36,33 @@ def make(root: Path) -> Path:
 
 
 def copied(run: Path, root: Path) -> Path:
-    """The run in another place, with a registry of its own."""
+    """The run in another place, with a registry of its own; and what was finished of it."""
     shutil.copytree(run.parent.parent, root, dirs_exist_ok=True)
     folder = root / run.relative_to(run.parent.parent)
 
     def moved(record: dict[str, Any]) -> None:
-        registry = Path(record["jobs"][-1]["published"]["registry"])
-        record["jobs"][-1]["published"]["registry"] = str(root / registry.name)
+        for job in record["jobs"]:
+            if job["published"] is not None:
+                registry = Path(job["published"]["registry"])
+                job["published"]["registry"] = str(root / registry.name)
 
-    signed_again(folder, moved)
+    for path in (folder / run_record.RECORD, *folder.glob(f"finished/*/{run_record.RECORD}")):
+        signed_again(path.parent, moved)
     return folder
+
+
+def traced(folder: Path) -> Lineage:
+    """The lineage of all that a run published."""
+    facts = facts_of(folder)
+    return lineage.trace(facts, others.read(facts))
+
+
+def broken(folder: Path) -> str:
+    """What is said of a broken link, as a list or as an error."""
+    try:
+        return "\n".join(traced(folder).broken)
+    except FedofaError as error:
+        return str(error)
 
 
 def signed_again(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -20,6 +20,7 @@ from fedofa.protos.depot import CHUNK_BYTES
 from fedofa.protos.manifest import FileKind
 from fedofa.server.depot import Depot, serve_depot
 from fedofa.server.registry import Registry
+from fedofa.server.registry_plans import Settled, settle
 from fedofa.supernet.errors import ArtifactError
 from tcp_proxy import Proxy
 
@@ -100,9 +101,39 @@ def test_pull_run_status_and_rollback(registry: Registry, depot: Depot, tmp_path
     assert "previous: 3-" in text
 
 
+def test_a_device_pulls_runs_and_rolls_back_by_its_own_name(
+    registry: Registry, depot: Depot, tmp_path: Path
+) -> None:
+    server, me = ("--server", f"127.0.0.1:{depot.port}"), ("--device", "pi-1")
+    publish(registry, GOOD)
+    settle(registry, Settled("run", "sensors", {"pi-1": ("net", 1)}, {}))
+    pulled = answer(tmp_path, "pull", *server, *me)
+    assert (pulled["device_class"], pulled["activated"]) == ("board", True)
+    noted = {KIND: swapping_onnx(note="of another class")}
+    other = draft(noted, "other", "phone")
+    registry.publish(other, write(registry.root.parent / "other", noted))
+    settle(registry, Settled("run", "sensors", {"pi-1": ("other", 1)}, {}))
+    assert answer(tmp_path, "pull", *server, *me)["device_class"] == "phone"
+    np.save(tmp_path / "x.npy", np.array([[9, 0], [0, 9]], np.uint8))
+    ran = answer(tmp_path, "run", *me, "--input", str(tmp_path / "x.npy"))
+    assert (ran["device_class"], ran["predictions"]) == ("phone", ["b", "a"])
+    assert answer(tmp_path, "rollback", *me)["device_class"] == "board"
+    (one,) = answer(tmp_path, "status", *me)["models"]
+    assert (one["device"], one["current"]["device_class"]) == ("pi-1", "board")
+    assert answer(tmp_path, "status")["models"] == [one]
+    settle(registry, Settled("run", "sensors", {}, {"pi-1": "budget.macs: no subnet fits"}))
+    refused = device(tmp_path, "pull", *server, *me)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "fleet sensors (run run): budget.macs: no subnet fits" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["pull", "--server", "127.0.0.1:1"], "--device NAME"),
+        (["pull", "--server", "127.0.0.1:1", "--device", "a/b"], "device 'a/b': 1 to 128"),
+        (["run", "--device", "a", "--input", "x.npy"], "no model for device 'a'"),
+        (["rollback", "--device", "a", "--device-class", "a"], "--device-class NAME, or --device"),
         (["pull", "--server", "depot.example:1", "--device-class", "a"], "--ca FILE"),
         (["pull", "--server", "nowhere", "--device-class", "a"], "HOST:PORT"),
         (["pull", "--server", "127.0.0.1:1", "--device-class", "../a"], "device class '../a'"),

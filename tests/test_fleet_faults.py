@@ -1,5 +1,6 @@
 """What goes wrong around a fleet's plan: whose fault it is is said, and the others go on."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,15 @@ from fedofa.server import fleet_runtimes, measured_subnets
 from fedofa.server.accuracies import Accuracies
 from fedofa.server.events import EventLog
 from fedofa.server.fleet import Fleet
+from fedofa.server.fleet_delivery import Delivered
+from fedofa.server.fleet_file import Rejected
+from fedofa.server.fleet_job import settled_of
 from fedofa.server.fleet_plan import FleetPlan, artifact_name, check_name
-from fedofa.server.fleet_plan_file import read_plan, write_plan
+from fedofa.server.fleet_plan_file import read_plan, sweep_plans, write_plan
+from fedofa.server.jobs import Job, awaited_plans
 from fedofa.server.specialization import Specialization
-from fedofa.specialize.fleet.plan import Plan
+from fedofa.specialize.fleet.demand import Demand
+from fedofa.specialize.fleet.plan import Placed, Plan
 from fedofa.supernet.errors import UsageError
 from fleets import small_config
 from test_fleet_file import device, few_looks, fleet, measured_by, rejected
@@ -126,3 +132,40 @@ def test_a_plan_replaces_neither_another_fleets_nor_one_that_a_job_reads(tmp_pat
     assert read_plan(tmp_path / "fleets/f/plan.json", TOY) == later
     (tmp_path / "fleets/f/plan.json").write_text("{}")
     write_plan(tmp_path, replace(first, source="/two/f.json"))
+
+
+def test_a_settled_plan_sweeps_older_ones_that_no_job_waits_for(tmp_path: Path) -> None:
+    plan = Plan((), (), (), (), 0, {}, 0)
+    first = FleetPlan("f", "run", "sha", plan, (), {"measured_subnets": 0}, "/one/f.json")
+    made = []
+    for place in range(5):
+        path = write_plan(tmp_path, replace(first, known={"measured_subnets": place}))
+        os.utime(path, ns=(place, place))
+        made.append(path)
+    other = write_plan(tmp_path, replace(first, fleet="g"))
+    os.utime(other, ns=(0, 0))
+    job = Job("specialize", str(tmp_path), {}, fleet=str(made[1]))
+    submitted = job.write()
+    sweep_plans(made[3], awaited_plans(tmp_path))
+    assert [path for path in made if path.exists()] == [made[1], made[3], made[4]]
+    submitted.unlink()
+    sweep_plans(made[3], awaited_plans(tmp_path))
+    assert [path for path in made if path.exists()] == made[3:]
+    assert other.exists()
+    assert read_plan(tmp_path / "fleets/f/plan.json", TOY).known == {"measured_subnets": 4}
+
+
+def test_a_name_that_is_served_is_not_refused_by_a_row_that_repeats_it() -> None:
+    reject = [
+        Rejected("pi", "name", "devices[0] has this name too"),
+        Rejected("devices[3]", "fields", "no object"),
+        Rejected("odd", "budget.macs", "below 0"),
+        Rejected("odd", "name", "devices[4] has this name too"),
+    ]
+    placed = Placed(Demand("pi", "onnx_int8", ()), 2, 0.5)
+    made: Any = SimpleNamespace(manifest=SimpleNamespace(model="run.c", version=7))
+    plan = FleetPlan("f", "run", "sha", Plan((), (), (), (), 0, {}, 0), (), {})
+    done = Delivered(plan, {2: (made, made)}, (placed,), tuple(reject), 0)
+    found = settled_of(done)
+    assert (found.run, found.fleet, found.served) == ("run", "f", {"pi": ("run.c", 7)})
+    assert found.not_served == {"odd": "budget.macs: below 0"}

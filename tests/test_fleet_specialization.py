@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 from broken_converter import export_or_crash_by_name
+from fedofa.client.link import Address
+from fedofa.client.pull import pull
+from fedofa.client.store import DeviceStore
+from fedofa.protos.manifest import Manifest
 from fedofa.server import cli, fleet_command, measured_subnets, production
 from fedofa.server.checkpoint import CheckpointStore
 from fedofa.server.commands import work
 from fedofa.server.config import RunConfig
+from fedofa.server.depot import serve_depot
 from fedofa.server.events import read_events
 from fedofa.server.fleet_command import FleetOptions, delivered, plan_job
 from fedofa.server.fleet_plan import FleetPlan
@@ -20,7 +25,8 @@ from fedofa.server.fleet_report import as_lines, planned_report
 from fedofa.server.jobs import Job, run_job
 from fedofa.server.operate import evaluate_job, run_folder, train_job
 from fedofa.server.registry import Registry
-from fedofa.supernet.errors import ArtifactError, RunError, UsageError
+from fedofa.server.registry_plans import resolve
+from fedofa.supernet.errors import ArtifactError, DepotError, RunError, UsageError
 from fedofa.supernet.weights import digest
 from fleets import grid_of, small_config, small_fleet
 from typer.testing import CliRunner
@@ -184,6 +190,31 @@ def test_what_is_published_is_one_verified_file_of_the_kind_and_nothing_else(
             assert names == ["manifest.json", manifest.files[0].name, "trainable.safetensors"]
             assert 0 <= row["validation_file"] <= 1
     assert not list((site.folder / "fleets/sensors/models").glob(".draft*"))
+
+
+def test_each_device_pulls_its_artifact_by_its_own_name_or_is_told_why_not(
+    site: Site, done: tuple[Job, FleetPlan, dict[str, Any]]
+) -> None:
+    found = assignment(site)
+    assert found["summary"]["devices_of_other_plans"] == {}
+    with Registry(site.state / "registry") as registry:
+        for row in found["devices"]:
+            got = resolve(registry, row["device"])
+            manifest = Manifest.from_json(got.manifest)
+            assert manifest.device_class == got.device_class == row["device_class"]
+        for row in found["not_served"]:
+            with pytest.raises(DepotError) as caught:
+                resolve(registry, row["device"])
+            told = f"(run tiny): {row['field']}: {row['reason']}"
+            assert (caught.value.code, told in str(caught.value)) == ("not_served", True)
+        depot = serve_depot(registry, "127.0.0.1:0")
+        store = DeviceStore(site.state / "device", device="hub-1")
+        pulled = pull(Address(f"127.0.0.1:{depot.port}"), store)
+        depot.stop(0)
+    rows = {row["device"]: row for row in found["devices"]}
+    assert pulled.activated
+    assert pulled.model.manifest.device_class == rows["hub-1"]["device_class"]
+    assert pulled.model.kind == rows["hub-1"]["kind"]
 
 
 def test_an_artifact_that_fails_is_told_and_its_devices_move(

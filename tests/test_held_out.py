@@ -10,10 +10,10 @@ from fedofa.client.reports import of_run
 from fedofa.client.store import Installed
 from fedofa.protos.manifest import Finished, Manifest
 from fedofa.server.registry import Registry
-from fedofa.server.report import command, content, held_out, lineage
+from fedofa.server.report import command, content, held_out
 from fedofa.server.report.page import render
 from fedofa.supernet.errors import UsageError
-from reported import asked, copied, facts_of, held_out_of
+from reported import asked, copied, facts_of, held_out_of, traced
 
 
 def test_held_out_measurements_are_taken_of_this_runs_models_only(
@@ -65,7 +65,7 @@ def test_a_model_that_was_finished_since_is_noted_and_its_measurement_refused_in
     reported_run: Path, tmp_path: Path
 ) -> None:
     folder = copied(reported_run, tmp_path)
-    assert lineage.trace(facts_of(folder)).notes == ()
+    assert traced(folder).notes == ()
     models, root = folder / "models/big", facts_of(folder).job.published.registry  # type: ignore[union-attr]
     manifest = Manifest.from_json((models / "manifest.json").read_bytes())
     told = Finished(
@@ -75,7 +75,7 @@ def test_a_model_that_was_finished_since_is_noted_and_its_measurement_refused_in
     draft = manifest.model_copy(update={"finished": told, "supernet_sha256": "2" * 64})
     with Registry(Path(root)) as registry:
         made = registry.publish(draft, {entry.kind: models / entry.name for entry in draft.files})
-    found = lineage.trace(facts_of(folder))
+    found = traced(folder)
     assert found.broken == ()
     assert found.notes == (
         f"registry {root}: channel 'stable' gives devices of class 'big' tiny.big, version 2 "

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 from fedofa.protos.manifest import Manifest
-from fedofa.server.report import lineage
-from fedofa.server.report.lineage import Lineage
-from fedofa.supernet.errors import ArtifactError, FedofaError
-from reported import copied, facts_of, results_again, signed_again
+from fedofa.supernet.errors import ArtifactError
+from reported import broken, copied, facts_of, results_again, signed_again, traced
 
 CHAIN = (
     "models/big/manifest.json",
@@ -28,10 +26,6 @@ CHAIN = (
     "ledger.jsonl",
     "run.json",
 )
-
-
-def traced(folder: Path) -> Lineage:
-    return lineage.trace(facts_of(folder))
 
 
 def test_every_file_leads_to_its_subnet_supernet_rounds_and_devices(reported_run: Path) -> None:
@@ -57,14 +51,6 @@ def test_every_file_leads_to_its_subnet_supernet_rounds_and_devices(reported_run
             json.loads(manifest.read_text())["arch"], sort_keys=True, separators=(",", ":")
         )
         assert one.arch_sha256 == hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def broken(folder: Path) -> str:
-    """What is said of a broken link, as a list or as an error."""
-    try:
-        return "\n".join(traced(folder).broken)
-    except FedofaError as error:
-        return str(error)
 
 
 @pytest.mark.parametrize("name", CHAIN)

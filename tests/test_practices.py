@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedofa.server.report import lineage, practices
+from fedofa.server.report import practices
 from fedofa.server.report.facts import Facts
 from fedofa.server.report.held_out import HeldOut
 from fedofa.server.report.lineage import Lineage
-from reported import facts_of, held_out_of
+from reported import facts_of, held_out_of, traced
 
 Scene = tuple[Facts, Lineage, list[HeldOut]]
 
@@ -31,7 +31,7 @@ def exemplary(reported_run: Path) -> Scene:
     search = facts.config.search.model_copy(update={"method": "predicted"})
     config = facts.config.model_copy(update={"search": search})
     better = replace(facts, results=rows, config=config, seeds=(0, 1, 2))
-    return better, lineage.trace(facts), held_out_of(reported_run)
+    return better, traced(reported_run), held_out_of(reported_run)
 
 
 def without(facts: Facts, kind: str, **fields: object) -> Facts:

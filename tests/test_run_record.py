@@ -111,5 +111,5 @@ def test_what_was_published_belongs_to_a_specialization_that_is_done(
         if change == "train published"
         else {"kind": "specialize", "began_unix_s": time.time()}
     )
-    with pytest.raises(ValueError, match="belongs to each specialization"):
+    with pytest.raises(ValueError, match="belongs to each job that is done, but training"):
         RunRecord.model_validate({"run": "tiny", "jobs": [job]})

@@ -34,11 +34,29 @@ def branches(
     put(explained(run_folder(state, loaded), loaded), as_json)
 
 
-def models(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
-    """List what is published."""
+def models(
+    state: State = DEFAULT_STATE,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What this device of a fleet gets by its own name."),
+    ] = None,
+    channel: Annotated[str, typer.Option(help="With --device: from which releases.")] = "stable",
+    as_json: Json = False,
+) -> None:
+    """List what is published, or what one device of a fleet gets."""
+    from ...protos.manifest import Manifest
+    from .. import registry_plans
     from ..registry import Registry
     from ..serve import REGISTRY
 
+    if device is not None:
+        with Registry(state / REGISTRY) as registry:
+            found = registry_plans.resolve(registry, device, channel)
+        manifest = Manifest.from_json(found.manifest)
+        row = {"device": device, "model": manifest.model, "version": manifest.version}
+        told = {"device_class": found.device_class, "manifest_sha256": found.sha256}
+        put({**row, **told}, as_json)
+        return
     rows = [
         {
             "model": listed.model,

@@ -2,7 +2,7 @@
 
 The training is a `Training` like any other, of a configuration derived from the run's (`derived.py`) and of
 the run's weights; the model is made as any specialization's. All of it lies in the finishing's own
-folder: nothing of the run's is written.
+folder, with a record of its own (`run_record.py`): nothing of the run's is written.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...protos import durable
+from ...protos.depot import STABLE
 from ...protos.manifest import Finished
 from ...specialize.export import preload
 from ...specialize.fork_server import ForkServer
@@ -18,6 +19,7 @@ from ...supernet.axes import Weights
 from ...supernet.cost import cost
 from ...supernet.errors import RunError
 from ...supernet.space import Arch
+from ...supernet.weights import digest
 from ..checkpoint import CHECKPOINTS, Checkpoint, CheckpointStore
 from ..chosen import Chosen, Made
 from ..class_budgets import ClassBudget, usable_classes
@@ -29,6 +31,7 @@ from ..fleet import Fleet, Roll
 from ..ledger import Ledger
 from ..model_folders import MODELS, ModelFolders
 from ..production import STEPS, Production
+from ..recording import Scribe, published
 from ..registry import Registry
 from ..strategy import SupernetStrategy
 from ..training import Training
@@ -127,6 +130,8 @@ class _Finishing:
             training.begin()
         told = {"device_class": start.device_class, "from_round": start.round}
         log("started", job="finish", rounds=start.rounds, done=training.round, **told)
+        folder, scribe = self._order.folder, Scribe("finish", [log.path])
+        scribe.begins(folder, self._own, training.round, digest(training.weights))
         fleet = self._roll.gather()
         self._bounds(fleet)  # said before anything is trained
         devices = divided(self._own, self._space, self._target, fleet)
@@ -143,7 +148,10 @@ class _Finishing:
         )
         compared, made = self._published(training.weights, before)
         outcome = self._outcome(compared, made, devices, training)
-        durable.write(self._order.folder / OUTCOME, json.dumps(outcome, indent=1).encode())
+        durable.write(folder / OUTCOME, json.dumps(outcome, indent=1).encode())
+        models = [made.manifest] if made else []
+        left = published(folder / OUTCOME, models, str(self._order.registry), STABLE)
+        scribe.ends(folder, self._own, training.round, digest(training.weights), left)
         log("finished", job="finish", **outcome)
 
     def _bounds(self, fleet: Fleet) -> ClassBudget:

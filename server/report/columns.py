@@ -100,6 +100,51 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                 _c("arch", "architecture"),
             ),
         ),
+        "fleets": Table(
+            "Fleets",
+            "Each fleet's newest plan that was carried out. The loss is of predicted accuracy, in "
+            "points, against an artifact of its own for each device, by the devices' weights.",
+            (
+                _n("fleet", "fleet"), _n("devices", "devices", "count"),
+                _n("served", "served", "count"), _n("not_served", "not served", "count"),
+                _n("artifacts", "artifacts", "count"),
+                _n("artifacts_if_each_had_its_own", "if each had its own", "count"),
+                _n("loss_mean", "mean loss", "points"),
+                _c("loss_95_percent_below", "95 % lose less than", "points"),
+                _n("loss_most", "most", "points"),
+                _c("moved", "moved after export", "count"), _c("round", "round", "count"),
+                _c("channel", "channel"), _c("measured_subnets", "measured subnets", "count"),
+                _c("predictor", "the predictor"),
+            ),
+        ),
+        "artifacts": Table(
+            "Artifacts of fleets",
+            "Accuracy as the plan predicted it, of the file in its runtime, and of its subnet in "
+            "PyTorch, on the validation examples of the devices that can hold it.",
+            (
+                _n("fleet", "fleet"), _n("class", "class"), _n("kind", "file"),
+                _n("version", "version", "count"), _n("devices", "devices", "count"),
+                _n("macs", "MACs", "count"), _c("params", "parameters", "count"),
+                _n("size_bytes", "bytes", "count"),
+                _n("predicted_accuracy", "predicted", "percent"),
+                _n("accuracy", "accuracy", "percent"),
+                _c("subnet_accuracy", "of the subnet", "percent"), _c("arch", "architecture"),
+            ),
+        ),
+        "finished": Table(
+            "Finished classes",
+            "A class's subnet, trained further from a round of the run, before and after on the same "
+            "validation examples; p is of a one-sided sign test on those that changed.",
+            (
+                _n("class", "class"), _n("published", "published", "flag"),
+                _n("version", "version", "count"), _n("from_version", "from version", "count"),
+                _n("from_round", "of round", "count"), _n("rounds", "rounds more", "count"),
+                _n("before", "before", "percent"), _n("after", "after", "percent"),
+                _n("gain", "gain", "points"), _n("standard_error", "±", "points"),
+                _c("p", "p", "number"), _c("examples", "examples", "count"),
+                _c("method", "method"), _c("verdict", "verdict"), _c("arch", "architecture"),
+            ),
+        ),
         "audit": Table(
             "Audit of the search",
             "The search's first choice against random subnets within the same budget, measured in the "
@@ -227,14 +272,15 @@ TABLES: Mapping[str, Table] = MappingProxyType(
         ),
         "lineage": Table(
             "Digests",
-            "sha256 of each file, its manifest, its architecture's canonical JSON, and the supernet's "
-            "weights.",
+            "sha256 of each file, its manifest, its architecture's canonical JSON, and the weights that "
+            "it was cut from; where those were finished, also of the run's, from which that began.",
             (
-                _c("class", "class"), _c("kind", "file"), _c("model", "model"),
+                _c("of", "of"), _c("class", "class"), _c("kind", "file"), _c("model", "model"),
                 _c("version", "version", "count"), _c("file_sha256", "file", "digest"),
                 _c("manifest_sha256", "manifest", "digest"),
                 _c("arch_sha256", "architecture", "digest"),
                 _c("supernet_sha256", "supernet", "digest"),
+                _c("from_sha256", "finished from", "digest"),
             ),
         ),
     }

@@ -9,11 +9,22 @@ from rich.console import Console
 from ...protos import durable
 from ...supernet.errors import ArtifactError, UsageError
 from ..tables import table
-from . import content, facts, held_out
+from . import content, facts, held_out, others
 from .columns import TABLES
 from .content import Report
 
-ON_TERMINALS = ("run", "models", "audit", "held_out", "calibration", "devices", "costs")
+ON_TERMINALS = (
+    "run",
+    "models",
+    "fleets",
+    "artifacts",
+    "finished",
+    "audit",
+    "held_out",
+    "calibration",
+    "devices",
+    "costs",
+)
 WIDTH = 120
 
 
@@ -24,7 +35,8 @@ def report_of(run: Path, branch: str | None = None, measured: Sequence[Path] = (
     other models; ArtifactError for a file that is missing, half-written or not what was written.
     """
     found = facts.read(facts.run_folder(run, branch))
-    return content.build(found, held_out.read(measured, found))
+    beside = others.read(found)
+    return content.build(found, held_out.read(measured, found, beside.manifests), beside)
 
 
 def require_whole(report: Report) -> None:

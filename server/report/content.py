@@ -9,28 +9,31 @@ from typing import Any
 
 from ...supernet.cost import cost
 from ..run_record import Environment
-from . import costs, fronts, lineage, practices
+from . import costs, fronts, lineage, other_content, others, practices
 from .facts import Facts, Row
 from .held_out import HeldOut
+from .others import Others
 
 SCHEMA = 1
 Report = dict[str, Any]
 NO_CLAIM = "not shown to beat random"
 
 
-def build(facts: Facts, held_out: Sequence[HeldOut] = ()) -> Report:
-    """All of it."""
-    found = lineage.trace(facts)
+def build(facts: Facts, held_out: Sequence[HeldOut] = (), beside: Others | None = None) -> Report:
+    """All of it; `beside` are the run's fleets and finishings, read here where they are not given."""
+    beside = others.read(facts) if beside is None else beside
+    found = lineage.trace(facts, beside)
     return {
         "schema_version": SCHEMA,
         "run": [_run(facts)],
         "models": _models(facts),
         "audit": [_audit(row) for row in facts.results],
+        **other_content.rows(beside),
         "held_out": [one.to_row() for one in held_out],
         "calibration": _calibration(facts),
         "fronts": fronts.of(facts, held_out),
         "devices": _devices(facts),
-        "costs": costs.totals(facts),
+        "costs": [*costs.totals(facts), *other_content.costs(beside)],
         "rounds": costs.of_rounds(facts),
         "evaluations": costs.of_measuring(facts),
         "anytime": _anytime(facts),

@@ -73,7 +73,7 @@ def _steps(events: Sequence[Row]) -> Iterator[tuple[str, Row]]:
 
 
 def totals(facts: Facts) -> list[dict[str, Any]]:
-    """Training and specialization: what each took in all.
+    """Training, and specialization for the classes: what each took in all.
 
     `seconds` of training is what its rounds took, of specialization what the job took.
     """
@@ -94,4 +94,5 @@ def totals(facts: Facts) -> list[dict[str, Any]]:
         "seconds": facts.job.seconds,
         "bytes": None,
     }
-    return [training, specialization]
+    # That for a fleet is told with the others.
+    return [training, specialization] if facts.job.kind == "specialize" else [training]

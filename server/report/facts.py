@@ -52,7 +52,8 @@ class Facts:
     """A run's record and what its files hold.
 
     `training` is its last training that was done, None where none was recorded; `job` its newest
-    specialization, whose configuration is `config`. `results` has a row for each published class.
+    specialization, whose configuration is `config`: that for the classes, or where there is none, for a
+    fleet. `results` has a row for each published class.
     `trained` and `searched` are the events of all training and of `job`;
     `joined` the newest profile event of each device. `seeds` are those of runs beside this one that
     differ in name and seed only, its own among them.
@@ -94,17 +95,12 @@ def read(folder: Path) -> Facts:
     file that is missing, half-written or not what was written.
     """
     record = _record(folder)
-    job = record.newest("specialize")
+    job = record.newest("specialize") or record.newest("fleet")
     if job is None:
         raise UsageError(_unfinished(folder, record))
-    training, config = record.newest("train"), _config(folder, job)
+    training, config = record.newest("train"), config_of(folder, job)
     logs = {name: _mine(folder, _log(folder / name, size)) for name, size in _extents(record)}
     events = [event for log in logs.values() for event in log]
-    searches = [
-        found
-        for name, mark in job.logs.items()
-        for found in _searches(_mine(folder, _log(folder / name, mark.size_bytes)))
-    ]
     return Facts(
         folder=folder,
         record=record,
@@ -112,12 +108,12 @@ def read(folder: Path) -> Facts:
         job=job,
         config=config,
         space=config.build_space(),
-        results=tuple(_results(folder / RESULTS)),
+        results=tuple(_results(folder / RESULTS)) if job.kind == "specialize" else (),
         joined={str(e["device"]): e for e in events if e["event"] == "device_joined"},
         data_form=next((e for e in reversed(events) if e["event"] == "data_form"), None),
         trained=tuple(event for found in _jobs(events, "train") for event in found),
-        searched=tuple(searches[-1]) if searches else (),
-        book=_book(folder, job),
+        searched=events_of(folder, job),
+        book=book_of(folder, job.round),
         seeds=_seeds(folder, training),
     )
 
@@ -132,7 +128,7 @@ def _record(folder: Path) -> RunRecord:
 
 
 def _unfinished(folder: Path, record: RunRecord) -> str:
-    begun = [job for job in record.jobs if job.kind == "specialize"]
+    begun = [job for job in record.jobs if job.kind in ("specialize", "fleet")]
     if begun:
         what = "its specialization was not ended: it works still, was killed, or failed"
     else:
@@ -141,7 +137,8 @@ def _unfinished(folder: Path, record: RunRecord) -> str:
     return f"run folder {folder}: {what}; fedofa specialize, then report"
 
 
-def _config(folder: Path, job: JobRecord) -> RunConfig:
+def config_of(folder: Path, job: JobRecord) -> RunConfig:
+    """A job's configuration; ArtifactError where this version takes it for none."""
     try:
         return parse_config(job.config)
     except FedofaError as error:
@@ -192,9 +189,16 @@ def _jobs(events: Sequence[Row], kind: str) -> list[list[Row]]:
     return [job for job in found if job[0].get("job") == kind]
 
 
-def _searches(events: Sequence[Row]) -> list[list[Row]]:
-    """The events of each specialization for the classes; one for a fleet is another report's matter."""
-    return [found for found in _jobs(events, "specialize") if "fleet" not in found[0]]
+def events_of(folder: Path, job: JobRecord) -> tuple[Row, ...]:
+    """The events of a job for the classes or a fleet, or of a finishing, as its log held them then."""
+    started = "finish" if job.kind == "finish" else "specialize"
+    found = [
+        events
+        for name, mark in job.logs.items()
+        for events in _jobs(_mine(folder, _log(folder / name, mark.size_bytes)), started)
+        if events[0].get("fleet") == job.fleet
+    ]
+    return tuple(found[-1]) if found else ()
 
 
 def _results(path: Path) -> list[Row]:
@@ -209,14 +213,19 @@ def _results(path: Path) -> list[Row]:
     return rows
 
 
-def _book(folder: Path, job: JobRecord) -> Book | None:
+def book_of(folder: Path, round_: int) -> Book | None:
+    """A folder's ledger, checked, up to a round; None where there is none."""
     path = folder / LEDGER
     if not path.exists():
         return None
-    chain = checked(path, PublicKey.read(folder / PUBLIC))
-    entries = tuple(entry for entry in counted_entries(chain) if entry.round <= job.round)
+    return book_at(checked(path, PublicKey.read(folder / PUBLIC)), round_)
+
+
+def book_at(chain: Chain, round_: int) -> Book:
+    """What a checked ledger holds up to a round."""
+    entries = tuple(entry for entry in counted_entries(chain) if entry.round <= round_)
     recorded = sum(isinstance(entry, Round) for entry in entries)
-    return Book(chain, entries, job.round - recorded)
+    return Book(chain, entries, round_ - recorded)
 
 
 def _seeds(folder: Path, training: JobRecord | None) -> tuple[int, ...]:

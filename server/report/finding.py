@@ -22,6 +22,9 @@ class Finding:
     advice: str = ""
 
 
+NO_CLASSES = Finding("does not apply", "the run was specialized for fleets alone, not for classes")
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """All that items are judged by."""
@@ -41,5 +44,7 @@ def finding(missing: Sequence[str], evidence: str, advice: str) -> Finding:
 
 def of_classes(scene: Scene, lacks: Callable[[Row], str], evidence: str, advice: str) -> Finding:
     """Met where no class's row lacks anything; `lacks` says what a row lacks, or nothing."""
+    if not scene.facts.results:
+        return NO_CLASSES
     found = [(str(row["class"]), lacks(row)) for row in scene.facts.results]
     return finding([f"class {name}: {why}" for name, why in found if why], evidence, advice)

@@ -4,8 +4,9 @@ A run itself has no test part: its accuracies are of validation examples, which 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -61,10 +62,15 @@ class HeldOut(BaseModel):
         }
 
 
-def read(paths: Sequence[Path], facts: Facts) -> tuple[HeldOut, ...]:
-    """Measurements of the run's models; UsageError for what is none, or another model's."""
+def read(
+    paths: Sequence[Path], facts: Facts, artifacts: Mapping[str, str] = MappingProxyType({})
+) -> tuple[HeldOut, ...]:
+    """Measurements of the run's models; UsageError for what is none, or another model's.
+
+    `artifacts`: class → sha256 of the manifest of each artifact of the run's fleets.
+    """
     published = facts.job.published
-    known = {} if published is None else published.manifests
+    known = {**artifacts, **({} if published is None else published.manifests)}
     found = []
     for path in paths:
         try:

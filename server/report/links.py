@@ -1,7 +1,7 @@
 """The links of a lineage, one check each: what does not hold is told in words."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ...protos.manifest import Manifest
@@ -13,9 +13,9 @@ from ..checkpoint import CHECKPOINTS, CheckpointStore
 from ..ledger_chain import LEDGER
 from ..ledger_entries import LedgerError, Round
 from ..model_folders import MODELS, RESULTS
-from ..registry import Registry
+from ..registry import DATABASE, Registry
 from ..run_record import RECORD, LogMark, Published
-from .facts import Book, Facts
+from .facts import Book, Facts, Row
 from .pulled import other_model
 
 AGAIN = "restore it, or specialize again"
@@ -41,11 +41,16 @@ def _beginning(path: Path, mark: LogMark) -> str:
         return str(error)
 
 
+def results_file(path: Path, published: Published) -> Iterator[str]:
+    """Whether a file is the one that a job left."""
+    if _sha256(path) != published.results_sha256:
+        yield f"results {path}: they are not those that {RECORD} noted; {AGAIN}"
+
+
 def results(facts: Facts, published: Published) -> Iterator[str]:
     """The results of the newest specialization."""
     path = facts.folder / RESULTS
-    if _sha256(path) != published.results_sha256:
-        yield f"results {path}: they are not those that {RECORD} noted; {AGAIN}"
+    yield from results_file(path, published)
     said = {str(row["class"]): str(row["manifest_sha256"]) for row in facts.results}
     if said != published.manifests:
         yield f"results {path}: their classes or manifests are not {RECORD}'s; {AGAIN}"
@@ -86,7 +91,7 @@ def ledger(facts: Facts) -> Iterator[str]:
             book.chain.place(job.head)
     except LedgerError as error:
         yield f"{error}; {RECORD} noted that hash"
-    left = _left(book)
+    left = left_by(book)
     if book.unrecorded == 0 and left != job.weights:
         yield (
             f"ledger {path}: round {job.round} left the weights {left}; "
@@ -94,7 +99,7 @@ def ledger(facts: Facts) -> Iterator[str]:
         )
 
 
-def _left(book: Book) -> str:
+def left_by(book: Book) -> str:
     """The weights after the last entry that is about them."""
     known = [entry for entry in book.entries if entry.kind in ("started", "resumed", "round")]
     last = known[-1]
@@ -110,9 +115,14 @@ def manifest_of(path: Path, sha256: str) -> Manifest:
     return Manifest.from_json(path.read_bytes())
 
 
-def subnet(facts: Facts, name: str, manifest: Manifest) -> Iterator[str]:
-    """Whether the manifest is about a subnet of the supernet that was specialized."""
-    where = f"manifest {facts.folder / MODELS / name}/manifest.json"
+def subnet(
+    facts: Facts, path: Path, manifest: Manifest, said: Row | None, results: str
+) -> Iterator[str]:
+    """Whether the manifest is about a subnet of the supernet that was specialized.
+
+    `said` is what the file `results` has of it: nothing, or its architecture as `arch`.
+    """
+    where = f"manifest {path}"
     if manifest.supernet_sha256 != facts.job.weights:
         yield (
             f"{where}: it comes from the supernet {manifest.supernet_sha256}; "
@@ -121,9 +131,8 @@ def subnet(facts: Facts, name: str, manifest: Manifest) -> Iterator[str]:
     if manifest.space != plain(facts.space.to_dict()):
         yield f"{where}: its search space is not that of the run; {AGAIN}"
         return
-    row = next((row for row in facts.results if row["class"] == name), None)
-    if row is not None and row["arch"] != manifest.arch:
-        yield f"{where}: its architecture is not that of {RESULTS}; {AGAIN}"
+    if said is not None and said["arch"] != manifest.arch:
+        yield f"{where}: its architecture is not that of {results}; {AGAIN}"
     if cost(facts.space, facts.space.arch(manifest.arch)).to_dict() != manifest.cost:
         yield f"{where}: its architecture does not cost what it says; {AGAIN}"
 
@@ -141,9 +150,9 @@ def files(folder: Path, manifest: Manifest) -> Iterator[str]:
 def in_registry(
     published: Published, manifest: Manifest, sha256: str, notes: list[str]
 ) -> list[str]:
-    """Whether the registry, which devices pull from, holds the same; noted where they pull another."""
+    """Whether the registry, which devices pull from, holds the same; noted where it is not there."""
     root = Path(published.registry)
-    if not (root / "registry.db").exists():
+    if not (root / DATABASE).exists():
         note = f"registry {root}: it is not there; what devices pull was not compared"
         notes += [] if note in notes else [note]
         return []
@@ -160,15 +169,30 @@ def in_registry(
                 path = registry.blob_path(entry.sha256)
                 if _sha256(path) != entry.sha256:
                     broken.append(f"registry {root}: file {path} was changed; {AGAIN}")
-            other = other_model(registry, published, manifest.device_class, sha256)
-            notes += [] if other is None else [other]
         except FedofaError as error:
             broken.append(f"registry {root}: {error}; {AGAIN}")
     return broken
 
 
-def strangers(facts: Facts) -> Iterator[str]:
-    """Models in the run folder that no specialization of the record published."""
+def now_pulled(published: Published, finished: Collection[str], notes: list[str]) -> Iterator[str]:
+    """Notes where devices of a class pull another model; `finished` are manifests of finished ones."""
+    root = Path(published.registry)
+    if not (root / DATABASE).exists():
+        return
+    try:
+        with Registry(root) as registry:
+            found = [
+                other_model(registry, published, name, sha256, finished)
+                for name, sha256 in sorted(published.manifests.items())
+            ]
+    except FedofaError as error:
+        yield f"registry {root}: {error}; {AGAIN}"
+        return
+    notes += [one for one in found if one is not None]
+
+
+def strangers(facts: Facts, published: Published) -> Iterator[str]:
+    """Models in the run folder that no job of the record published; of `published` all is said."""
     known = {
         (name, sha256)
         for job in facts.record.jobs
@@ -176,17 +200,12 @@ def strangers(facts: Facts) -> Iterator[str]:
         for name, sha256 in job.published.manifests.items()
     }
     for path in sorted((facts.folder / MODELS).glob("[!.]*/manifest.json")):
-        if (path.parent.name, _sha256(path)) not in known and _is_new(facts, path):
+        name = path.parent.name
+        if (name, _sha256(path)) not in known and name not in published.manifests:
             yield (
                 f"manifest {path}: no specialization in {RECORD} published it: the last one did not "
                 "end, or it was put there by hand; specialize again"
             )
-
-
-def _is_new(facts: Facts, path: Path) -> bool:
-    """Whether nothing else was said of this class already."""
-    published = facts.job.published
-    return published is None or path.parent.name not in published.manifests
 
 
 def _sha256(path: Path) -> str:

@@ -15,6 +15,8 @@ HEADINGS = (
     ("run", "The run"),
     ("pareto", "Pareto fronts"),
     ("models", "Models"),
+    ("fleets", "Fleets"),
+    ("finished", "Finished classes"),
     ("audit", "Audit"),
     ("held_out", "Held-out examples"),
     ("calibration", "Calibration"),
@@ -23,6 +25,8 @@ HEADINGS = (
     ("practices", "Best practices"),
     ("chain", "Lineage"),
 )
+OF_SOME = ("fleets", "artifacts", "finished")
+"""Sections of what not every run has: left out where there is none."""
 ABSENT: Mapping[str, str] = MappingProxyType(
     {
         "held_out": "Not measured: give files of fedofa-device run --json with --held-out.",
@@ -53,7 +57,7 @@ def render(report: Report) -> str:
         points=TABLES["fronts"],
         numbers=NUMBERS,
         absent={**dict.fromkeys(TABLES, "Nothing is noted."), **ABSENT},
-        headings=HEADINGS,
+        headings=[one for one in HEADINGS if one[0] not in OF_SOME or report[one[0]]],
         charts=charts.charts(report["fronts"]),
         shapes=[names[shape] for shape in charts.SHAPES],
         width=charts.WIDTH,

@@ -1,5 +1,6 @@
 """What devices pull, where that is not the model which the report is about."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ...protos.manifest import Manifest
@@ -20,9 +21,16 @@ def pulled(registry: Registry, device_class: str, channel: str) -> tuple[Manifes
 
 
 def other_model(
-    registry: Registry, published: Published, device_class: str, sha256: str
+    registry: Registry,
+    published: Published,
+    device_class: str,
+    sha256: str,
+    finished: Collection[str] = (),
 ) -> str | None:
-    """In words, what devices pull for a class in place of the model with this manifest, if so."""
+    """In words, what devices pull for a class in place of the model with this manifest, if so.
+
+    `finished` are the manifests of what was finished, which the report is about too.
+    """
     found = pulled(registry, device_class, published.channel)
     where = f"registry {registry.root}: channel {published.channel!r}"
     if found is None:
@@ -31,6 +39,11 @@ def other_model(
         )
     if found[1] == sha256:
         return None
+    if found[1] in finished:
+        return (
+            f"{where} gives devices of class {device_class!r} {described(found[0])}: not the model of "
+            "that class under Published models, but the one under Finished classes"
+        )
     return (
         f"{where} gives devices of class {device_class!r} {described(found[0])}, which this report "
         "is not about; it is about what the newest specialization published"

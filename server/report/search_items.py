@@ -5,7 +5,7 @@ from ..model_folders import RESULTS
 from ..run_record import RECORD
 from .costs import of_measuring
 from .facts import Row
-from .finding import Finding, Scene, finding, of_classes
+from .finding import NO_CLASSES, Finding, Scene, finding, of_classes
 from .held_out import HOW
 
 FEWEST_RANDOM = 8
@@ -15,6 +15,8 @@ PREDICTING = ("predicted", "linas", "soft")
 
 def test_part(scene: Scene) -> Finding:
     """Measurements on examples of no device."""
+    if not scene.facts.results:
+        return NO_CLASSES
     measured = {one.device_class for one in scene.held_out}
     missing = [
         f"class {row['class']}: only validation examples, which the search chose by"
@@ -56,6 +58,8 @@ def anytime(scene: Scene) -> Finding:
 
 def random(scene: Scene) -> Finding:
     """Enough random subnets in each audit."""
+    if not scene.facts.results:
+        return NO_CLASSES
     if all(len(row["candidates"]) == 1 for row in scene.facts.results):
         return Finding("does not apply", "one subnet alone fits each class")
 
