@@ -121,7 +121,7 @@ def bench(
     ] = "all",
     data: Annotated[str, typer.Option(help="accuracy: fashion, cifar10, har.")] = "fashion",
     seeds: Annotated[
-        int | None, typer.Option(help="accuracy, search and fleets: how many.")
+        int | None, typer.Option(help="accuracy, search, fleets, finish, personal: how many.")
     ] = None,
     recipes: Annotated[str, typer.Option(help="accuracy: names, with commas between.")] = "",
     jobs: Annotated[
@@ -142,9 +142,12 @@ def bench(
     if name in ("robust", "codec", "heterogeneity"):
         import_module("fedofa.benchmarks.fleet_trials").command(name, seeds, jobs, results)
         return
-    if name in ("bits", "ladders", "finish", "personal"):
-        module = {"ladders": "bits_ladders"}.get(name, name)
+    if name in ("bits", "ladders"):
+        module = {"bits": "bits", "ladders": "bits_ladders"}[name]
         import_module(f"fedofa.benchmarks.{module}").command(results)
+        return
+    if name in ("finish", "personal"):
+        import_module(f"fedofa.benchmarks.{name}").command(results, seeds)
         return
     if name == "search":
         import_module("fedofa.benchmarks.search").command(seeds, jobs, results)
