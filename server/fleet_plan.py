@@ -21,6 +21,7 @@ from ..specialize.predictors.rank_report import rank_report
 from ..supernet.errors import ArtifactError, UsageError
 from ..supernet.space import Arch, Space
 from ..supernet.weights import digest
+from . import measured_sizes
 from .branches.trained import Trained
 from .config import RunConfig
 from .fleet_demands import Wanted, wanted
@@ -69,7 +70,8 @@ def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
             f"{len({sample.arch for sample in measured})} subnets of this run were measured; a fleet "
             f"is planned from at least {FEWEST}: {MORE}"
         )
-    asked = wanted(file, path.parent, space, _probes(config, space))
+    larger = measured_sizes.most(trained.folder)
+    asked = wanted(file, path.parent, space, _probes(config, space), larger)
     found, not_served = planned(file, asked, (config.search.predictor, measured), most, config.seed)
     known = {
         "measured_subnets": len(measured),

@@ -1,5 +1,6 @@
 """What goes wrong around a fleet's plan: whose fault it is is said, and the others go on."""
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,22 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedofa.server import fleet_runtimes, measured_subnets
+from fedofa.server import fleet_runtimes, measured_sizes, measured_subnets
 from fedofa.server.accuracies import Accuracies
 from fedofa.server.events import EventLog
 from fedofa.server.fleet import Fleet
 from fedofa.server.fleet_delivery import Delivered
+from fedofa.server.fleet_demands import wanted
 from fedofa.server.fleet_file import Rejected
 from fedofa.server.fleet_job import settled_of
-from fedofa.server.fleet_plan import FleetPlan, artifact_name, check_name
+from fedofa.server.fleet_plan import FleetPlan, artifact_name, check_name, planned
 from fedofa.server.fleet_plan_file import read_plan, sweep_plans, write_plan
 from fedofa.server.jobs import Job, awaited_plans
 from fedofa.server.specialization import Specialization
+from fedofa.specialize.filesize import predicted_size_bytes
+from fedofa.specialize.fleet.columns import Seen
 from fedofa.specialize.fleet.demand import Demand
-from fedofa.specialize.fleet.plan import Placed, Plan
+from fedofa.specialize.fleet.plan import Artifact, Placed, Plan
+from fedofa.specialize.fleet.settle import settled
+from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
 from fleets import small_config
-from test_fleet_file import device, few_looks, fleet, measured_by, rejected
+from test_fleet_file import SAMPLES, device, few_looks, fleet, measured_by, no_probes, rejected
 from toy_search import ALL, TOY
 
 __all__ = ["few_looks"]
@@ -59,6 +65,38 @@ def test_one_absurd_figure_rejects_its_own_device(fields: dict[str, Any], field:
     assert found.keys() == {"bad"}
     assert found["bad"].startswith(f"{field}: "), found["bad"]
     found["bad"].encode()
+
+
+def predicted_bytes(one: Artifact) -> int:
+    return predicted_size_bytes(one.kind, TOY.layers(one.arch))
+
+
+def test_a_thousand_devices_of_one_budget_are_served_where_files_err_as_is_stated() -> None:
+    """The best subnet under a bound lies right at it: its file may be as much larger as is stated."""
+    budget = {"file_bytes": predicted_size_bytes("tflite_int8", TOY.layers(ALL[len(ALL) // 2]))}
+    devices = [device(name=f"d{k}", runtime="fast", budget=budget) for k in range(1000)]
+    asked = wanted(fleet(*devices), Path(), TOY, no_probes)
+    plan, not_served = planned(fleet(*devices), asked, ("linear", SAMPLES), 64, seed=0)
+    assert not not_served
+    sizes = {at: int(1.0199 * predicted_bytes(one)) for at, one in enumerate(plan.artifacts)}
+    placed, refused = settled(plan.artifacts, sizes, plan.placed)
+    assert (len(placed), refused) == (1001, [])
+
+
+def test_what_files_were_over_their_prediction_is_kept_and_planned_with(tmp_path: Path) -> None:
+    assert measured_sizes.most(tmp_path) == {}
+    measured_sizes.note(tmp_path, {}, [("onnx_int8", 0.9), ("onnx_int8", 1.5)])
+    measured_sizes.note(tmp_path, measured_sizes.most(tmp_path), [("onnx_int8", 1.2)])
+    assert measured_sizes.most(tmp_path) == {"onnx_int8": 1.5}
+    figures = wanted(fleet(), Path(), TOY, no_probes, {"onnx_int8": 1.5}).columns.figures
+    seen = Seen(ALL[3], TOY.layers(ALL[3]), cost(TOY, ALL[3]))
+    for kind, ratio in (("onnx_int8", 1.5 * 1.02), ("onnx_fp32", 1.02)):
+        predicted = predicted_size_bytes(kind, seen.plans)  # type: ignore[arg-type]
+        assert figures[f"file_bytes:{kind}"](seen) == math.ceil(ratio * predicted)
+    for damage in ("{", '{"onnx_int8": 0}', '{"onnx_int8": NaN}', '{"gguf": 1.0}'):
+        (tmp_path / measured_sizes.FILE).write_text(damage)
+        with pytest.raises(UsageError, match="remove it and plan again"):
+            measured_sizes.most(tmp_path)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), -1.0, float("inf")])
