@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedofa.protos.manifest import FileEntry
+from artifacts import entry
 from fedofa.protos.probes import KindMeasured, Measurements, Probe, ProbeSet
 from fedofa.server.fleet_demands import wanted
 from fedofa.server.fleet_file import FleetFile, parse_fleet, read_fleet
@@ -201,13 +201,10 @@ def measured_by(speed: float, folder: Path, threads: int = 1) -> ProbeSet:
             macs=macs_of(arch),
             input_shape=(1, 8, 8),
             arch=dict(arch),
-            files=(
-                FileEntry(kind="tflite_int8", name="m.tflite", size_bytes=1, sha256="0" * 64,
-                          inputs=(), outputs=()),
-            ),
+            files=(entry("tflite_int8", b"a file"),),
         )
         for place, arch in enumerate(ALL[:: len(ALL) // 24])
-    )  # fmt: skip
+    )
     found = ProbeSet(space=plain(TOY.to_dict()), probes=probes)
     seconds = {probe.name: max(1e-7, probe.macs / speed) for probe in probes}
     measured = KindMeasured(
