@@ -65,16 +65,17 @@ def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
     config, space = trained.config, trained.config.build_space()
     supernet = digest(trained.checkpoint.weights)
     measured = samples(trained.folder, supernet, space)
-    if len({sample.arch for sample in measured}) < FEWEST:
+    distinct = len({sample.arch for sample in measured})
+    if distinct < FEWEST:
         raise UsageError(
-            f"{len({sample.arch for sample in measured})} subnets of this run were measured; a fleet "
+            f"{distinct} subnets of this run were measured; a fleet "
             f"is planned from at least {FEWEST}: {MORE}"
         )
     larger = measured_sizes.most(trained.folder)
     asked = wanted(file, path.parent, space, _probes(config, space), larger)
     found, not_served = planned(file, asked, (config.search.predictor, measured), most, config.seed)
     known = {
-        "measured_subnets": len(measured),
+        "measured_subnets": distinct,
         "predictor": rank_report(space, measured, PREDICTORS[config.search.predictor]).to_dict(),
         "latency": dict(asked.trust),
     }

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from fedofa.server import fleet_runtimes, measured_sizes, measured_subnets
 from fedofa.server.accuracies import Accuracies
@@ -138,7 +137,7 @@ def test_damaged_measurements_are_told_before_anything_is_searched(
         path.write_text(damage)
     config = small_config()
     space = config.build_space()
-    weights = np.zeros(1, dtype=np.float32)
+    weights: Any = {}
     state: Any = SimpleNamespace(round=1, weights=weights)
     log = EventLog(tmp_path / "log")
     nobody: Any = Fleet({})
