@@ -23,12 +23,13 @@ from ..supernet.space import Arch, Space
 from ..supernet.weights import digest
 from . import measured_sizes
 from .branches.trained import Trained
-from .config import RunConfig
+from .config import ExportConfig, RunConfig
 from .fleet_demands import Wanted, wanted
 from .fleet_file import FleetFile, Rejected, read_fleet
 from .fleet_reasons import reason_of, unserved_reason
 from .latencies import read_probe_set
 from .measured_subnets import MORE, samples
+from .recording import environment
 
 FOLDER = "fleets"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -39,7 +40,8 @@ MOST_ARTIFACTS = 64
 class FleetPlan:
     """A plan with what belongs to it: for which supernet, who is not served and why, what was known.
 
-    `run` is the run's name, or the run's and its branch's; `source` is the fleet's file.
+    `run` is the run's name, or the run's and its branch's; `source` is the fleet's file. `export` is a
+    digest of what, besides weights and devices, decides what a file is like (`export_digest`).
     """
 
     fleet: str
@@ -49,10 +51,12 @@ class FleetPlan:
     not_served: tuple[Rejected, ...]
     known: Mapping[str, object]
     source: str = ""
+    export: str = ""
 
     def name_of(self, artifact: Artifact) -> str:
         """The class that an artifact of the plan is published for."""
-        return artifact_name(self.run, artifact.kind, artifact.arch)
+        made_of = (self.run, self.supernet_sha256, self.export)
+        return artifact_name(made_of, artifact.kind, artifact.arch)
 
 
 def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
@@ -79,9 +83,8 @@ def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
         "predictor": rank_report(space, measured, PREDICTORS[config.search.predictor]).to_dict(),
         "latency": dict(asked.trust),
     }
-    return FleetPlan(
-        path.stem, config.name, supernet, found, not_served, known, str(path.resolve())
-    )
+    source, export = str(path.resolve()), export_digest(config.export)
+    return FleetPlan(path.stem, config.name, supernet, found, not_served, known, source, export)
 
 
 def planned(
@@ -164,13 +167,20 @@ def _front(table: Table, kind: FileKind, asked: Wanted) -> Table:
     return table.front(columns | {column for one in mine for column, _ in one.shared.values()})
 
 
-def artifact_name(run: str, kind: FileKind, arch: Arch) -> str:
-    """The class that an artifact is published for: the same for a run's same subnet and kind, always.
+def export_digest(export: ExportConfig) -> str:
+    """Of the settings of an export and the versions of what converts."""
+    told = [export.model_dump(mode="json"), dict(environment().packages)]
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
-    So a device that has not heard of a new plan yet keeps a model that it can take, and runs that
-    share a registry leave each other's artifacts alone.
+
+def artifact_name(made_of: tuple[str, str, str], kind: FileKind, arch: Arch) -> str:
+    """The class that an artifact is published for; `made_of`: run, supernet and export.
+
+    It is the same for the same subnet and kind as long as the file is made of the same in the same way,
+    so that a device which pulls by class never gets a file of another size, whatever is planned later;
+    and runs that share a registry leave each other's artifacts alone.
     """
-    told = json.dumps([run, dict(arch)], sort_keys=True, separators=(",", ":"))
+    told = json.dumps([*made_of, dict(arch)], sort_keys=True, separators=(",", ":"))
     return f"{kind}.{sha256(told.encode()).hexdigest()[:12]}"
 
 

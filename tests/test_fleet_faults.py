@@ -16,7 +16,7 @@ from fedofa.server.fleet_delivery import Delivered
 from fedofa.server.fleet_demands import wanted
 from fedofa.server.fleet_file import Rejected
 from fedofa.server.fleet_job import settled_of
-from fedofa.server.fleet_plan import FleetPlan, artifact_name, check_name, planned
+from fedofa.server.fleet_plan import FleetPlan, artifact_name, check_name, export_digest, planned
 from fedofa.server.fleet_plan_file import read_plan, sweep_plans, write_plan
 from fedofa.server.jobs import Job, awaited_plans
 from fedofa.server.specialization import Specialization
@@ -36,10 +36,23 @@ __all__ = ["few_looks"]
 
 def test_runs_that_share_a_registry_publish_the_same_subnet_for_classes_of_their_own() -> None:
     kind = "onnx_int8"
-    names = {artifact_name(run, kind, ALL[0]) for run in ("one", "two", "two.branch")}
+    names = {artifact_name((run, "s", "e"), kind, ALL[0]) for run in ("one", "two", "two.branch")}
     assert len(names) == 3
-    assert artifact_name("one", kind, ALL[0]) in names
-    assert artifact_name("one", kind, ALL[1]) not in names
+    assert artifact_name(("one", "s", "e"), kind, ALL[0]) in names
+    assert artifact_name(("one", "s", "e"), kind, ALL[1]) not in names
+
+
+def test_what_changes_a_file_changes_the_class_that_it_is_published_for(tmp_path: Path) -> None:
+    """A device that pulls by class keeps a file that was compared with its bounds."""
+    artifact = Artifact("onnx_int8", ALL[0], 0.5, {})
+    plan = FleetPlan("f", "run", "a" * 64, Plan((), (), (), (), 0, {}, 0), (), {}, "/f.json", "b")
+    changes: list[dict[str, str]] = [{}, {"supernet_sha256": "c" * 64}, {"export": "d"}]
+    assert len({replace(plan, **change).name_of(artifact) for change in changes}) == 3  # type: ignore[arg-type]
+    assert replace(plan, fleet="g", source="/g.json").name_of(artifact) == plan.name_of(artifact)
+    assert read_plan(write_plan(tmp_path, plan), TOY).name_of(artifact) == plan.name_of(artifact)
+    export = small_config().export
+    digests = {export_digest(export), export_digest(export.model_copy(update={"equalize": True}))}
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize(
