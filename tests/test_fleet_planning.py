@@ -3,9 +3,13 @@
 import itertools
 import math
 from collections.abc import Sequence
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
+from fedofa.specialize.fleet import candidates as search_of_candidates
+from fedofa.specialize.fleet import plan as plan_of_fleet
 from fedofa.specialize.fleet.candidates import Accuracies, candidates
 from fedofa.specialize.fleet.columns import (
     VALUE_BYTES,
@@ -27,8 +31,10 @@ from fedofa.specialize.predictors.linear import fit
 from fedofa.specialize.search.gate import Gate
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
+from fedofa.supernet.space import Arch, Space
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import DIGITS
 from toy_search import ALL, TOY, linear_truth, macs_of
 
 KINDS = ("onnx_fp32", "tflite_int8")
@@ -387,6 +393,37 @@ def test_the_candidates_hold_every_devices_best_of_a_space_that_can_be_listed() 
         best = max(p for p, arch in zip(predicted, ALL, strict=True) if macs_of(arch) <= limit)
         fits = table.columns["macs"] <= limit
         assert table.accuracy[fits].max() == pytest.approx(best + level)
+
+
+@pytest.mark.parametrize("runtimes", [1, 12])
+def test_measured_subnets_take_nothing_from_the_looks_beside_the_front(
+    runtimes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten subnets or of hundreds that were measured, for one runtime or for many."""
+    monkeypatch.setattr(search_of_candidates, "LOOKS", 400)
+    monkeypatch.setattr(search_of_candidates, "LEAST_LOOKS", 100, raising=False)
+    real = search_of_candidates.edits
+    edited: list[Arch] = []
+
+    def counted(space: Space, arch: Arch) -> Any:
+        edited.append(arch)
+        return real(space, arch)
+
+    monkeypatch.setattr(search_of_candidates, "edits", counted)
+    rng = Random(0)
+    archs = list(dict.fromkeys(DIGITS.sample(rng) for _ in range(500)))
+    spent = latency(lambda arch: float(sum(arch.values())))
+    figures = {f"latency_ms:{k}": spent for k in range(runtimes)}
+    bounded = {str(k): (f"latency_ms:{k}",) for k in range(runtimes)}
+    found = []
+    for count in (10, len(archs)):
+        samples = [Sample(arch, "all", sum(arch.values()) / 1e4) for arch in archs[:count]]
+        table = candidates(Columns(DIGITS, figures), Accuracies(fit, samples), bounded, seed=0)
+        found.append(len(table.archs) - count)
+        assert len(edited) >= runtimes
+        edited.clear()
+    most = max(400, 100 * runtimes)
+    assert all(50 < new <= most + 2 for new in found)
 
 
 def test_predicted_accuracies_are_on_the_level_of_the_measured_ones() -> None:
