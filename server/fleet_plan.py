@@ -144,14 +144,19 @@ def _probes(config: RunConfig, space: Space) -> Callable[[], ProbeSet]:
 
 
 def _shares(asked: Wanted, table: Table) -> tuple[list[Demand], list[Rejected]]:
-    """The models of each gateway with their shares; those of one that cannot host them all apart."""
+    """The models of each gateway with their shares; apart those of one that cannot host them all, and
+    those that nothing fits."""
     shares: list[Demand] = []
     refused: list[Rejected] = []
     kinds = {one.demand.kind for _, hosted in asked.gateways.values() for one in hosted}
     fronts = {kind: _front(table, kind, asked) for kind in kinds}
     for name, (limits, hosted) in asked.gateways.items():
         try:
-            shares += divided(name, limits, hosted, [fronts[one.demand.kind] for one in hosted])
+            able, unable = divided(
+                name, limits, hosted, [fronts[one.demand.kind] for one in hosted]
+            )
+            shares += able
+            refused += [reason_of(one) for one in unable]
         except UsageError as error:
             refused += [
                 Rejected(one.demand.device, f"gateways.{name}.budget", str(error)) for one in hosted

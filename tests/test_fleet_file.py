@@ -302,6 +302,15 @@ def test_the_models_of_a_gateway_share_its_budget_and_one_that_is_too_small_is_n
     )
 
 
+def test_an_impossible_model_of_a_gateway_is_rejected_alone_by_its_own_field() -> None:
+    models = [{"name": f"m{k}", "runtime": "pi", "gateway": "hub"} for k in range(2)]
+    bad = device(runtime="pi", gateway="hub", budget={"params": 3})
+    gateways = {"hub": {"budget": {"macs": 3 * macs_of(TOY.smallest())}}}
+    found = rejected(fleet(*models, bad, gateways=gateways))
+    assert found.keys() == {"bad"}
+    assert found["bad"].startswith("budget.params: no subnet fits")
+
+
 def test_a_gateways_bound_that_a_model_cannot_be_estimated_for_is_said() -> None:
     models = [{"name": "bad", "runtime": "pi", "gateway": "hub"}]
     found = rejected(fleet(*models, gateways={"hub": {"budget": {"latency_ms": 3.0}}}))

@@ -11,6 +11,7 @@ import pytest
 from fedofa.specialize.fleet import candidates as search_of_candidates
 from fedofa.specialize.fleet import plan as plan_of_fleet
 from fedofa.specialize.fleet.candidates import Accuracies, candidates
+from fedofa.specialize.fleet.climb import Climb
 from fedofa.specialize.fleet.columns import (
     VALUE_BYTES,
     Columns,
@@ -282,26 +283,29 @@ def test_the_models_of_a_gateway_keep_its_budget_together(
         "peak_activation_bytes": ("peak_activation_bytes", 1.0),
     }
     hosted = [Hosted(demand, shared) for demand in demands]
-    own = [fitting(table, demand) for demand in demands]
+    # Memory is not shared, so what does not fit in it fits nowhere; of the others all are hosted.
+    small = table.columns["peak_activation_bytes"] <= memory
+    own = {d.device: [at for at in fitting(table, d) if small[at]] for d in demands}
+    able = [demand for demand in demands if own[demand.device]]
     least = {
-        name: sum(
-            min((table.columns[column][at] * factor for at in mine), default=math.inf)
-            for mine in own
-        )
+        name: sum(min(table.columns[column][at] * factor for at in own[d.device]) for d in able)
         for name, (column, factor) in shared.items()
     }
     try:
-        shares = divided("hub", limits, hosted, [table] * len(demands))
+        shares, refused = divided("hub", limits, hosted, [table] * len(demands))
     except UsageError:
         # Columns disagree here on what is smallest, so only sums beyond each bound are sure.
         assert any(least[name] > limits[name] for name in shared) or len(table.archs) > 1
         return
+    assert [one.device for one in shares] == [one.device for one in able]
+    assert len(refused) == len(demands) - len(able)
     assert all(least[name] <= limits[name] * (1 + 1e-9) for name in ("file_bytes", "energy_mj"))
+    demands = able
     plan = plan_fleet(table, shares, 2)
     assert not plan.refused  # each share holds at least the model's smallest
     placed = [plan.artifacts[one.artifact].columns for one in plan.placed]
     for name, (column, factor) in shared.items():
-        spent = [columns[column] * factor for columns in placed]
+        spent = [each[column] * factor for each in placed]
         if name == "peak_activation_bytes":
             assert max(spent, default=0.0) <= memory
         else:
@@ -314,10 +318,77 @@ def test_the_models_of_a_gateway_keep_its_budget_together(
         assert math.fsum(parts) <= limits[name] * (1 + 1e-9)
 
 
+def plain_climb(
+    weights: Sequence[float], accuracy: Sequence[Any], spent: Sequence[Any], fits: Sequence[Any],
+    chosen: list[int],
+) -> None:  # fmt: skip
+    """As it is described: of all steps of all models the best that fits, anew after each."""
+    while True:
+        total = np.sum([mine[place] for mine, place in zip(spent, chosen, strict=True)], axis=0)
+        best, step = 0.0, None
+        for number, now in enumerate(chosen):
+            gain = weights[number] * (accuracy[number] - accuracy[number][now])
+            more = spent[number] - spent[number][now]
+            can = (gain > 0) & ((total + more) <= 1).all(axis=1) & fits[number]
+            worth = np.where(can, gain / np.maximum(more.sum(axis=1), 1e-9), 0.0)
+            if worth.max() > best:
+                best, step = float(worth.max()), (number, int(worth.argmax()))
+        if step is None:
+            return
+        chosen[step[0]] = step[1]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(2, 12), st.integers(1, 3), st.integers(0, 10**6))
+def test_remembered_steps_are_those_of_working_out_all_of_them(
+    models: int, candidates: int, bounds: int, seed: int
+) -> None:
+    """Few different numbers, so that steps tie, and bounds of which a step may free some."""
+    rng = np.random.default_rng(seed)
+    weights = rng.choice([1.0, 2.5], models).tolist()
+    accuracy = [np.sort(rng.integers(1, 9, candidates) / 10)[::-1] for _ in range(models)]
+    spent = [rng.integers(1, 6, (candidates, bounds)) / (4.0 * models) for _ in range(models)]
+    fits = [rng.random(candidates) < 0.8 for _ in range(models)]
+    begin = rng.integers(0, candidates, models).tolist()
+    chosen = list(begin)
+    plain_climb(weights, accuracy, spent, fits, chosen)
+    found = list(begin)
+    Climb(weights, accuracy, spent, fits).up(found)
+    assert found == chosen
+
+
+def test_what_fits_a_model_of_a_gateway_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, real = [], Table.fitting
+
+    def counted(table: Table, demands: Sequence[Demand]) -> Any:
+        asked.extend(demands)
+        return real(table, demands)
+
+    monkeypatch.setattr(Table, "fitting", counted)
+    accuracy, macs = np.linspace(0.9, 0.5, 20), np.linspace(20.0, 1.0, 20)
+    table = table_of(ALL[:20], accuracy, {"macs": macs})
+    hosted = [Hosted(Demand(f"m{k}", "onnx_fp32", ()), {"macs": ("macs", 1.0)}) for k in range(8)]
+    divided("hub", {"macs": 90.0}, hosted, [table] * 8)
+    assert [one.device for one in asked] == [one.demand.device for one in hosted]
+
+
+def test_a_model_that_nothing_fits_leaves_the_gateway_to_the_others() -> None:
+    table = table_of(ALL[:2], np.array([0.9, 0.5]), {"macs": np.array([9.0, 3.0])})
+    demands = [Demand(n, "onnx_fp32", ()) for n in "ab"]
+    demands.insert(1, Demand("greedy", "onnx_fp32", (Bound("macs", 2.0, "macs"),)))
+    hosted = [Hosted(demand, {"macs": ("macs", 1.0)}) for demand in demands]
+    shares, (refused,) = divided("hub", {"macs": 12.0}, hosted, [table] * 3)
+    assert [share.device for share in shares] == ["a", "b"]
+    assert [share.most["macs"] for share in shares] == pytest.approx([9.0, 3.0])
+    assert refused.demand.device == "greedy"
+    assert refused.miss is not None
+    assert refused.miss.broken == ("macs 3 > 2",)
+
+
 def test_what_a_gateway_has_left_over_is_divided_equally() -> None:
     table = table_of(ALL[:1], np.array([0.5]), {"macs": np.array([3.0])})
     hosted = [Hosted(Demand(n, "onnx_fp32", ()), {"macs": ("macs", 1.0)}) for n in "ab"]
-    shares = divided("hub", {"macs": 10.0}, hosted, [table] * 2)
+    shares, _ = divided("hub", {"macs": 10.0}, hosted, [table] * 2)
     assert [share.most["macs"] for share in shares] == pytest.approx([5.0, 5.0])
 
 
@@ -325,7 +396,7 @@ def test_a_gateway_gives_more_to_the_model_that_gains_more() -> None:
     table = table_of(ALL[:3], np.array([0.9, 0.8, 0.5]), {"macs": np.array([9.0, 4.0, 1.0])})
     models = [Demand("light", "onnx_fp32", ()), Demand("heavy", "onnx_fp32", (), weight=9.0)]
     hosted = [Hosted(model, {"macs": ("macs", 1.0)}) for model in models]
-    plan = plan_fleet(table, divided("hub", {"macs": 10.0}, hosted, [table, table]), 9)
+    plan = plan_fleet(table, divided("hub", {"macs": 10.0}, hosted, [table, table])[0], 9)
     got = {one.demand.device: plan.artifacts[one.artifact].columns["macs"] for one in plan.placed}
     assert got == {"light": 1.0, "heavy": 9.0}
 
