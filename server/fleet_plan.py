@@ -33,7 +33,6 @@ from .recording import environment
 
 FOLDER = "fleets"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-MOST_ARTIFACTS = 64
 
 
 @dataclass(frozen=True, slots=True)

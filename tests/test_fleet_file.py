@@ -13,6 +13,7 @@ from fedofa.protos.probes import KindMeasured, Measurements, Probe, ProbeSet
 from fedofa.server.fleet_demands import wanted
 from fedofa.server.fleet_file import FleetFile, parse_fleet, read_fleet
 from fedofa.server.fleet_plan import planned
+from fedofa.server.tables import show
 from fedofa.specialize.fleet import candidates
 from fedofa.specialize.fleet.columns import Columns, latency
 from fedofa.specialize.fleet.demand import Bound
@@ -124,6 +125,50 @@ def test_devices_without_a_name_or_with_one_that_is_taken_are_told_by_their_plac
     assert found["devices[1]"].startswith("name: Field required")
     assert "devices[0] has this name too" in found["good"]
     assert found["devices[3]"].startswith("fields: 'phone'")
+
+
+def test_what_is_given_twice_rejects_whom_it_concerns_and_is_not_taken_from_the_last(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "fleet.json"
+    path.write_text(
+        """{"runtimes": {"pi": {"kind": "onnx_fp32"}, "two": {"kind": "onnx_fp32"}, "two": {"kind":
+        "onnx_int8"}}, "gateways": {"hub": {"budget": {"macs": 9}}, "hub": {"budget": {"macs": 8}}},
+        "devices": [{"name": "good", "runtime": "pi"}, {"name": "a", "runtime": "two"},
+        {"name": "b", "runtime": "pi", "gateway": "hub"}, {"name": "c", "runtime": "pi", "weight": 1,
+        "weight": 2}, {"name": "d", "runtime": "pi", "budget": {"macs": 1, "params": 2, "macs": 3}}]}"""
+    )
+    found = rejected(read_fleet(path))
+    assert {name: reason.partition(";")[0] for name, reason in found.items()} == {
+        "a": "runtimes.two.fields: given twice under this name",
+        "b": "gateways.hub.fields: given twice under this name",
+        "c": "weight: given twice",
+        "d": "budget.macs: given twice",
+    }
+    path.write_text('{"runtimes": {}, "devices": [], "devices": [{}]}')
+    with pytest.raises(UsageError, match="'devices' is given twice"):
+        read_fleet(path)
+
+
+def test_a_rejected_device_can_be_told_whatever_its_names_hold(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    half = "\ud800"
+    odd = [
+        {"name": half, "runtime": "pi"},
+        {"name": "wipes\x1b[2J", "runtime": "pi"},
+        {"name": "b", "runtime": half},
+        {"name": "c", "runtime": "pi", half: 1},
+        {"name": "d", "runtime": "odd" + half},
+    ]
+    file = fleet(*odd, runtimes={"odd" + half: {}})
+    _, not_served = planned(file, wanted(file, Path(), TOY, no_probes), ("linear", SAMPLES), 8, 0)
+    assert {one.device for one in not_served} == {"\\ud800", "wipes\\x1b[2J", "b", "c", "d"}
+    rows = [{"device": one.device, "field": one.field, "reason": one.reason} for one in not_served]
+    json.dumps(rows, ensure_ascii=False).encode()
+    show({"not served": [f"{one.device}: {one.field}: {one.reason}" for one in not_served]})
+    show([{"runtime": half}])
+    assert capsys.readouterr().out.count("\\ud800") >= 4
 
 
 def test_bounds_that_no_single_one_is_to_blame_for_contradict_each_other() -> None:
