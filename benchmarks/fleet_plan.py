@@ -176,7 +176,7 @@ def _shares(asked: Wanted, table: Table) -> list[Demand]:
     front = table.front(["macs", "file_bytes:onnx_int8"])
     found: list[Demand] = []
     for name, (limits, hosted) in asked.gateways.items():
-        found += divided(name, limits, hosted, [front] * len(hosted))
+        found += divided(name, limits, hosted, [front] * len(hosted))[0]
     return found
 
 

@@ -59,18 +59,17 @@ class Accuracies:
         """Search each class's best subnet and write what it scores; RunError when none could be."""
         if self._local:
             self._evaluator.personal = self._personal
-        else:
-            measured_subnets.check(folder)
+        weights = digest(self._evaluator.weights)
+        number = 1 if self._local else measured_subnets.next_search(folder, weights, "evaluate")
         classes = self._classes()
         choices = search_classes(
-            self._config, self._space, self._evaluator, classes, self._tell, self._fail
+            self._config, self._evaluator, classes, number, self._tell, self._fail
         )
         if not choices:
             name, reason = next(iter(self._failed.items()))
             raise RunError(f"no class could be measured; {name}: {reason}")
         if not self._local:  # a device's own model says little of the shared weights
-            weights = digest(self._evaluator.weights)
-            measured_subnets.add(folder, weights, choices.values())
+            measured_subnets.add(folder, weights, "evaluate", choices.values())
         found = (
             self._globally(choices) if self._local else list(map(_only_global, choices.values()))
         )

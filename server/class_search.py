@@ -58,15 +58,19 @@ class _Search:
 
 def search_classes(
     config: RunConfig,
-    space: Space,
     evaluator: FederatedEvaluator,
     classes: Mapping[str, ClassBudget],
+    number: int,
     tell: Callable[[str], None],
     fail: Callable[[str, str], None],
 ) -> dict[str, Choice]:
-    """Class → choice; one that no device could measure is reported to `fail` and left out."""
+    """Class → choice; one that no device could measure is reported to `fail` and left out.
+
+    `number` says which search of this supernet it is, from 1: each draws other subnets.
+    """
     tell("measuring sampled subnets")
-    searches = _begun(config, space, evaluator, classes)
+    space = evaluator.space
+    searches = _begun(config, evaluator, classes, number)
     asked, told = _asked(searches), False
     while asked:
         measured = _measure(evaluator, classes, asked, fail)
@@ -83,7 +87,7 @@ def search_classes(
     if not told:
         tell("searching")
     drawn = {
-        name: _finalists(config.search, space, one, stream(config.seed, "random", name))
+        name: _finalists(config.search, space, one, _stream(config, "random", name, number))
         for name, one in searches.items()
     }
     tell("measuring finalists")
@@ -91,13 +95,18 @@ def search_classes(
     return _choices(config.search, space, classes, searches, drawn, final)
 
 
+def _stream(config: RunConfig, what: str, name: str, number: int) -> random.Random:
+    """A class's draws; those of the first search are the ones that a run always had."""
+    return stream(config.seed, what, name, *([number] if number > 1 else []))
+
+
 def _begun(
     config: RunConfig,
-    space: Space,
     evaluator: FederatedEvaluator,
     classes: Mapping[str, ClassBudget],
+    number: int,
 ) -> dict[str, _Search]:
-    search = config.search
+    search, space = config.search, evaluator.space
     sampled = max(4, search.samples // len(config.classes))
     prior = None
     if search.method == "preselect":
@@ -113,7 +122,7 @@ def _begun(
             prior=prior,
             related=_related(searches, name),
         )
-        run = Run(_method(search, sampled), task, stream(config.seed, "search", name))
+        run = Run(_method(search, sampled), task, _stream(config, "search", name, number))
         searches[name] = _Search(run, task)
     return searches
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..protos.manifest import FileKind
 from ..specialize.export import preload
+from ..specialize.filesize import predicted_size_bytes
 from ..specialize.fleet.plan import Artifact, Placed, Refused
 from ..specialize.fleet.settle import settled
 from ..specialize.fork_server import ForkServer
@@ -18,7 +20,7 @@ from ..supernet.cost import Budget, cost
 from ..supernet.errors import FedofaError, RunError, UsageError
 from ..supernet.space import Arch
 from ..supernet.weights import digest
-from . import production
+from . import measured_sizes, production
 from .chosen import Chosen, Made
 from .config import RunConfig
 from .evaluation import FederatedEvaluator, Target
@@ -27,7 +29,7 @@ from .figures import Measured
 from .fleet import Fleet
 from .fleet_file import Rejected
 from .fleet_plan import FOLDER, FleetPlan
-from .fleet_reasons import unmade_reason
+from .fleet_reasons import too_large_reason, unmade_reason
 from .model_folders import MODELS, ModelFolders
 from .production import Production
 from .registry import Registry
@@ -77,10 +79,11 @@ class Delivery:
             )
         folders = ModelFolders(folder / FOLDER / plan.fleet / MODELS)
         folders.sweep()
-        artifacts = plan.plan.artifacts
+        artifacts, before = plan.plan.artifacts, measured_sizes.most(folder)
         self._names = [plan.name_of(one) for one in artifacts]
         try:
             self._make(artifacts, folders)
+            measured_sizes.note(folder, before, self._ratios(artifacts))
             with Registry(registry_root) as registry:
                 publish = partial(registry.publish, channel=channel)
                 made, placed, refused = self._publish(plan, publish)
@@ -91,13 +94,13 @@ class Delivery:
             failed = [f"{n}: {why}" for work in self._works for n, why in work.failed.items()]
             failed += [f"{one.device}: {one.field}: {one.reason}" for one in refused]
             raise RunError(f"no artifact could be published; {failed[0]}")
-        before = {one.demand.device: one.artifact for one in plan.plan.placed}
+        first = {one.demand.device: one.artifact for one in plan.plan.placed}
         return Delivered(
             plan,
             {at: (one, self._measured[at]) for at, one in made.items()},
             placed,
             (*plan.not_served, *refused),
-            sum(before[one.demand.device] != one.artifact for one in placed),
+            sum(first[one.demand.device] != one.artifact for one in placed),
         )
 
     def _make(self, artifacts: Sequence[Artifact], folders: ModelFolders) -> None:
@@ -123,6 +126,15 @@ class Delivery:
                 for at, name in names.items():
                     if name in found:
                         self._sizes[at] = found[name][artifacts[at].kind]
+
+    def _ratios(self, artifacts: Sequence[Artifact]) -> list[tuple[FileKind, float]]:
+        """Of each file that was made its kind, and its size over the predicted one."""
+        layers = self._evaluator.space.layers
+        made = [(artifacts[at], size_bytes) for at, size_bytes in self._sizes.items()]
+        return [
+            (one.kind, size_bytes / predicted_size_bytes(one.kind, layers(one.arch)))
+            for one, size_bytes in made
+        ]
 
     def _chosen(
         self, work: Production, artifacts: Sequence[Artifact], names: dict[int, str]
@@ -183,8 +195,13 @@ class Delivery:
         found = []
         for one in refused:
             at = planned[one.demand.device]
-            why = None if at in self._sizes else failed.get(self._names[at], "no file was verified")
-            found.append(unmade_reason(one, self._names[at], why))
+            artifact, name = plan.plan.artifacts[at], self._names[at]
+            if at in self._sizes:
+                reckoned = artifact.columns[f"file_bytes:{artifact.kind}"]
+                found.append(too_large_reason(one, name, self._sizes[at], reckoned))
+            else:
+                why = failed.get(name, "no file was verified")
+                found.append(unmade_reason(one, name, why))
         return found
 
 

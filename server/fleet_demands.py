@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
+from ..protos.manifest import FileKind
 from ..protos.probes import ProbeSet
 from ..specialize.fleet.columns import VALUE_BYTES, Columns, Figure, file_bytes, operator, operators
 from ..specialize.fleet.demand import Bound, Demand
@@ -35,13 +37,22 @@ class Wanted:
     trust: Mapping[str, Mapping[str, object]]
 
 
-def wanted(file: FleetFile, folder: Path, space: Space, probes: Callable[[], ProbeSet]) -> Wanted:
+def wanted(
+    file: FleetFile,
+    folder: Path,
+    space: Space,
+    probes: Callable[[], ProbeSet],
+    sizes: Mapping[FileKind, float] = MappingProxyType({}),
+) -> Wanted:
     """Read the measurements that runtimes name (beside the file, in `folder`) and make demands.
 
-    `probes` reads the run's probes, where a runtime was measured.
+    `probes` reads the run's probes, where a runtime was measured. `sizes`: the most that a file of a
+    kind was over its prediction, where any was exported (`measured_sizes.py`).
     """
     unusable = dict(file.unusable)
-    figures: dict[str, Figure] = {f"file_bytes:{kind}": file_bytes(kind) for kind in VALUE_BYTES}
+    figures: dict[str, Figure] = {
+        f"file_bytes:{kind}": file_bytes(kind, sizes.get(kind, 0.0)) for kind in VALUE_BYTES
+    }
     figures |= {f"operator:{name}": operator(name) for name in _operators(space)}
     runtimes: dict[str, Runtime] = {}
     trust: dict[str, Mapping[str, object]] = {}

@@ -4,7 +4,6 @@ What is wrong with the file as a whole is a UsageError. What is wrong with a dev
 or the gateway that it names, rejects that device with a reason, and the others go on.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..protos.depot import DEVICE_NAME
 from ..protos.manifest import FileKind
 from ..protos.probes import MOST_MACS_PER_S_AND_THREAD
 from ..supernet.errors import UsageError
+from .fleet_json import field_twice, load, names_twice
 
 Name = Annotated[str, Field(pattern=f"^{DEVICE_NAME}$")]
 Whole = Annotated[int, Field(gt=0, le=2**62)]
@@ -86,11 +86,18 @@ class GatewayFields(_Fields):
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A device that cannot be planned for: which field, what is wrong with it, and the way out."""
+    """A device that cannot be planned for: which field, what is wrong with it, and the way out.
+
+    All of it can be printed and written as UTF-8: what else is in the file's names stands escaped.
+    """
 
     device: str
     field: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("device", "field", "reason"):
+            object.__setattr__(self, name, _printable(getattr(self, name)))
 
 
 class Unusable(Exception):
@@ -126,7 +133,7 @@ T = TypeVar("T", bound=_Fields)
 def read_fleet(path: Path) -> FleetFile:
     """Read the file; UsageError where it is missing, no JSON, or not of this form."""
     try:
-        found = json.loads(path.read_bytes())
+        found = load(path.read_bytes())
     except OSError as error:
         raise UsageError(
             f"fleet {path}: {error.strerror}; docs/fleet.md says what it holds"
@@ -142,6 +149,8 @@ def read_fleet(path: Path) -> FleetFile:
 def parse_fleet(found: object) -> FleetFile:
     """Check what was read; UsageError for what is wrong with all of it."""
     top = _table(found, "the file")
+    if twice := names_twice(top):
+        raise UsageError(f"{twice[0]!r} is given twice; keep one")
     if unknown := sorted(top.keys() - {"runtimes", "devices", "gateways"}):
         raise UsageError(f"unknown key {unknown[0]!r}; allowed: runtimes, devices, gateways")
     rows = top.get("devices")
@@ -149,10 +158,8 @@ def parse_fleet(found: object) -> FleetFile:
         raise UsageError(f"devices: a list of 1 to {MOST_DEVICES:,} devices expected")
     runtimes, gateways = dict[str, RuntimeFields](), dict[str, GatewayFields]()
     unusable: dict[str, Unusable] = {}
-    for name, fields in _table(top.get("runtimes"), "runtimes").items():
-        _take(runtimes, unusable, RuntimeFields, f"runtimes.{name}", fields)
-    for name, fields in _table(top.get("gateways", {}), "gateways").items():
-        _take(gateways, unusable, GatewayFields, f"gateways.{name}", fields)
+    _take(runtimes, unusable, RuntimeFields, "runtimes", top.get("runtimes"))
+    _take(gateways, unusable, GatewayFields, "gateways", top.get("gateways", {}))
     devices, rejected = _devices(rows)
     for name, one in list(runtimes.items()):
         try:
@@ -190,6 +197,12 @@ def check_speed(field: str, macs_per_s: float, threads: int) -> None:
         )
 
 
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _devices(rows: Sequence[object]) -> tuple[list[DeviceFields], list[Rejected]]:
     devices, rejected, places = list[DeviceFields](), list[Rejected](), dict[str, int]()
     for place, row in enumerate(rows):
@@ -210,15 +223,21 @@ def _devices(rows: Sequence[object]) -> tuple[list[DeviceFields], list[Rejected]
 
 
 def _take(
-    into: dict[str, T], unusable: dict[str, Unusable], kind: type[T], where: str, fields: object
+    into: dict[str, T], unusable: dict[str, Unusable], kind: type[T], what: str, found: object
 ) -> None:
-    try:
-        into[where.partition(".")[2]] = _parsed(kind, fields)
-    except Unusable as error:
-        unusable[where] = error
+    table = _table(found, what)
+    for name, fields in table.items():
+        try:
+            if name in names_twice(table):
+                raise Unusable("fields", "given twice under this name; keep one, or rename one")
+            into[name] = _parsed(kind, fields)
+        except Unusable as error:
+            unusable[f"{what}.{name}"] = error
 
 
 def _parsed(kind: type[T], fields: object) -> T:
+    if (twice := field_twice(fields)) is not None:
+        raise Unusable(twice, "given twice; keep one")
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

@@ -21,24 +21,26 @@ from ..specialize.predictors.rank_report import rank_report
 from ..supernet.errors import ArtifactError, UsageError
 from ..supernet.space import Arch, Space
 from ..supernet.weights import digest
+from . import measured_sizes
 from .branches.trained import Trained
-from .config import RunConfig
+from .config import ExportConfig, RunConfig
 from .fleet_demands import Wanted, wanted
 from .fleet_file import FleetFile, Rejected, read_fleet
 from .fleet_reasons import reason_of, unserved_reason
 from .latencies import read_probe_set
 from .measured_subnets import MORE, samples
+from .recording import environment
 
 FOLDER = "fleets"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-MOST_ARTIFACTS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
     """A plan with what belongs to it: for which supernet, who is not served and why, what was known.
 
-    `run` is the run's name, or the run's and its branch's; `source` is the fleet's file.
+    `run` is the run's name, or the run's and its branch's; `source` is the fleet's file. `export` is a
+    digest of what, besides weights and devices, decides what a file is like (`export_digest`).
     """
 
     fleet: str
@@ -48,10 +50,12 @@ class FleetPlan:
     not_served: tuple[Rejected, ...]
     known: Mapping[str, object]
     source: str = ""
+    export: str = ""
 
     def name_of(self, artifact: Artifact) -> str:
         """The class that an artifact of the plan is published for."""
-        return artifact_name(self.run, artifact.kind, artifact.arch)
+        made_of = (self.run, self.supernet_sha256, self.export)
+        return artifact_name(made_of, artifact.kind, artifact.arch)
 
 
 def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
@@ -64,21 +68,22 @@ def plan_for(trained: Trained, path: Path, most: int) -> FleetPlan:
     config, space = trained.config, trained.config.build_space()
     supernet = digest(trained.checkpoint.weights)
     measured = samples(trained.folder, supernet, space)
-    if len({sample.arch for sample in measured}) < FEWEST:
+    distinct = len({sample.arch for sample in measured})
+    if distinct < FEWEST:
         raise UsageError(
-            f"{len({sample.arch for sample in measured})} subnets of this run were measured; a fleet "
+            f"{distinct} subnets of this run were measured; a fleet "
             f"is planned from at least {FEWEST}: {MORE}"
         )
-    asked = wanted(file, path.parent, space, _probes(config, space))
+    larger = measured_sizes.most(trained.folder)
+    asked = wanted(file, path.parent, space, _probes(config, space), larger)
     found, not_served = planned(file, asked, (config.search.predictor, measured), most, config.seed)
     known = {
-        "measured_subnets": len(measured),
+        "measured_subnets": distinct,
         "predictor": rank_report(space, measured, PREDICTORS[config.search.predictor]).to_dict(),
         "latency": dict(asked.trust),
     }
-    return FleetPlan(
-        path.stem, config.name, supernet, found, not_served, known, str(path.resolve())
-    )
+    source, export = str(path.resolve()), export_digest(config.export)
+    return FleetPlan(path.stem, config.name, supernet, found, not_served, known, source, export)
 
 
 def planned(
@@ -138,14 +143,19 @@ def _probes(config: RunConfig, space: Space) -> Callable[[], ProbeSet]:
 
 
 def _shares(asked: Wanted, table: Table) -> tuple[list[Demand], list[Rejected]]:
-    """The models of each gateway with their shares; those of one that cannot host them all apart."""
+    """The models of each gateway with their shares; apart those of one that cannot host them all, and
+    those that nothing fits."""
     shares: list[Demand] = []
     refused: list[Rejected] = []
     kinds = {one.demand.kind for _, hosted in asked.gateways.values() for one in hosted}
     fronts = {kind: _front(table, kind, asked) for kind in kinds}
     for name, (limits, hosted) in asked.gateways.items():
         try:
-            shares += divided(name, limits, hosted, [fronts[one.demand.kind] for one in hosted])
+            able, unable = divided(
+                name, limits, hosted, [fronts[one.demand.kind] for one in hosted]
+            )
+            shares += able
+            refused += [reason_of(one) for one in unable]
         except UsageError as error:
             refused += [
                 Rejected(one.demand.device, f"gateways.{name}.budget", str(error)) for one in hosted
@@ -161,13 +171,20 @@ def _front(table: Table, kind: FileKind, asked: Wanted) -> Table:
     return table.front(columns | {column for one in mine for column, _ in one.shared.values()})
 
 
-def artifact_name(run: str, kind: FileKind, arch: Arch) -> str:
-    """The class that an artifact is published for: the same for a run's same subnet and kind, always.
+def export_digest(export: ExportConfig) -> str:
+    """Of the settings of an export and the versions of what converts."""
+    told = [export.model_dump(mode="json"), dict(environment().packages)]
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
-    So a device that has not heard of a new plan yet keeps a model that it can take, and runs that
-    share a registry leave each other's artifacts alone.
+
+def artifact_name(made_of: tuple[str, str, str], kind: FileKind, arch: Arch) -> str:
+    """The class that an artifact is published for; `made_of`: run, supernet and export.
+
+    It is the same for the same subnet and kind as long as the file is made of the same in the same way,
+    so that a device which pulls by class never gets a file of another size, whatever is planned later;
+    and runs that share a registry leave each other's artifacts alone.
     """
-    told = json.dumps([run, dict(arch)], sort_keys=True, separators=(",", ":"))
+    told = json.dumps([*made_of, dict(arch)], sort_keys=True, separators=(",", ":"))
     return f"{kind}.{sha256(told.encode()).hexdigest()[:12]}"
 
 

@@ -65,6 +65,7 @@ def _content(found: FleetPlan) -> bytes:
         "run": found.run,
         "source": found.source,
         "supernet_sha256": found.supernet_sha256,
+        "export": found.export,
         "artifacts": [{**asdict(one), "arch": dict(one.arch)} for one in plan.artifacts],
         "devices": [
             {
@@ -100,7 +101,7 @@ def read_plan(path: Path, space: Space) -> FleetPlan:
         counts = (told["candidates"], told["fronts"], told["distinct"])
         plan = Plan(artifacts, placed, (), (), *counts)
         names = (told["fleet"], told["run"], told["supernet_sha256"])
-        return FleetPlan(*names, plan, not_served, told["known"], told["source"])
+        return FleetPlan(*names, plan, not_served, told["known"], told["source"], told["export"])
     except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise ArtifactError(f"plan {path} cannot be read ({error}); plan again") from None
 

@@ -30,20 +30,24 @@ def reason_of(refused: Refused) -> Rejected:
     return Rejected(device, field, f"no subnet fits: {nearest}. Raise the bound")
 
 
-def unmade_reason(refused: Refused, name: str, failed: str | None) -> Rejected:
-    """A device whose artifact did not come out as planned, where none of the others fits it.
-
-    `failed`: why its artifact could not be made; None where its file is larger than predicted.
-    """
-    what = (
-        f"could not be made ({failed}; see class_failed in the event log)"
-        if failed is not None
-        else "has a file that is larger than predicted, too large for it"
-    )
+def unmade_reason(refused: Refused, name: str, failed: str) -> Rejected:
+    """A device whose artifact could not be made, where none of the others fits it."""
     return Rejected(
         refused.demand.device,
         "artifacts",
-        f"its artifact {name} {what}, and none of the others fits; plan again with more --artifacts",
+        f"its artifact {name} could not be made ({failed}; see class_failed in the event log), and "
+        "none of the others fits; put that right and plan again",
+    )
+
+
+def too_large_reason(refused: Refused, name: str, size_bytes: int, most_bytes: float) -> Rejected:
+    """A device whose artifact's file is larger than was reckoned with, where none of the others fits it."""
+    return Rejected(
+        refused.demand.device,
+        "artifacts",
+        f"its artifact {name} has a file of {size_bytes:,} bytes, too large for it where at most "
+        f"{most_bytes:,.0f} were reckoned with, and none of the others fits; plan again: plans "
+        "reckon with such files from now on",
     )
 
 

@@ -14,6 +14,7 @@ from ..protos import durable
 from ..supernet.errors import FedofaError, RunError, UsageError
 from ..supernet.space import Space
 from ..supernet.weights import digest
+from . import measured_subnets
 from .accuracies import Accuracies
 from .branches.places import branch_folder
 from .branches.trained import Trained, chosen, trained
@@ -121,6 +122,10 @@ def _run(job: Job, exchange: Exchange, log: EventLog) -> None:
         _each(job, config, log, lambda found: evaluate(found, roll, log))
     if job.kind == "specialize" or job.registry is not None:
         _each(job, config, log, lambda found: specialize(job, found, roll, log))
+    if job.kind != "train" or job.evaluate or job.registry is not None:
+        # Not before: a job that is resumed measures once more what it had measured.
+        for branch in chosen(folder := Path(job.folder), job.branch):
+            measured_subnets.finish(folder if branch is None else branch_folder(folder, branch))
 
 
 def _each(job: Job, config: RunConfig, log: EventLog, work: Callable[[Trained], None]) -> None:

@@ -57,14 +57,15 @@ class Specialization:
         The models are what the registry's `channel` then points at. A class that fails keeps what an
         earlier run put into its folder.
         """
-        measured_subnets.check(folder)
+        weights = digest(self._evaluator.weights)
+        number = measured_subnets.next_search(folder, weights, "specialize")
         folders = ModelFolders(folder / MODELS)
         folders.sweep()
         work = Production(self._config, self._evaluator, self._fleet, folders, self._log)
         try:
             with ForkServer(preload) as converters:
-                choices = self._search(work)
-                measured_subnets.add(folder, digest(self._evaluator.weights), choices.values())
+                choices = self._search(work, number)
+                measured_subnets.add(folder, weights, "specialize", choices.values())
                 work.begin(self._chosen(choice) for choice in choices.values())
                 work.files(converters, self._tell)
             work.verify(self._tell)
@@ -83,11 +84,9 @@ class Specialization:
         write_results(folder / RESULTS, results)
         return results
 
-    def _search(self, work: Production) -> dict[str, Choice]:
+    def _search(self, work: Production, number: int) -> dict[str, Choice]:
         classes = usable_classes(self._config, self._space, self._fleet, self._log, work.fail)
-        return search_classes(
-            self._config, self._space, self._evaluator, classes, self._tell, work.fail
-        )
+        return search_classes(self._config, self._evaluator, classes, number, self._tell, work.fail)
 
     def _chosen(self, choice: Choice) -> Chosen:
         return Chosen(

@@ -86,6 +86,11 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(item: Any) -> str:
+    """A value as text that any terminal can take: half of a surrogate pair stands escaped."""
+    return _plain(item).encode("utf-8", "backslashreplace").decode()
+
+
+def _plain(item: Any) -> str:
     if isinstance(item, float):
         return f"{item:.4g}"
     if isinstance(item, int) and not isinstance(item, bool):

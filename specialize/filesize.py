@@ -100,6 +100,8 @@ TRANSFORMER_OVERHEAD: Mapping[FileKind, TransformerOverhead] = MappingProxyType(
 )
 
 
+STATED_ERROR, TRANSFORMER_STATED_ERROR = 0.02, 0.065
+"""The most that a file was larger than predicted, of all those above, as a part of the prediction."""
 KERNELS = ("conv", "depthwise", "linear")
 """Kinds of layers that have weights of their own."""
 
@@ -120,6 +122,12 @@ def predicted_size_bytes(kind: FileKind, plans: Sequence[LayerPlan]) -> int:
         + each.pad * sum(_is_padded(plan) for plan in layers)
         + each.window * sum(plan.kernel_area > 1 for plan in layers)
     )
+
+
+def stated_error(plans: Sequence[LayerPlan]) -> float:
+    """How much larger than predicted a file of a network with these layers may be, as a part of it."""
+    transformer = any(plan.stored is not None for plan in plans)
+    return TRANSFORMER_STATED_ERROR if transformer else STATED_ERROR
 
 
 def _values_bytes(kind: FileKind, layers: Sequence[LayerPlan]) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fedofa.protos.subnets import Statistics
+from fedofa.server import measured_subnets
 from fedofa.server.class_budgets import class_budgets
 from fedofa.server.class_choice import Candidate, Choice
 from fedofa.server.class_search import search_classes
@@ -49,7 +50,7 @@ def measured_of(arch: Arch) -> Measured:
 
 
 def searched(
-    folder: Path, method: str, silent: Sequence[Budget] = (), **search: Any
+    folder: Path, method: str, silent: Sequence[Budget] = (), number: int = 1, **search: Any
 ) -> tuple[dict[str, Choice], Counting, list[str], dict[str, str]]:
     few = {"samples": 12, "finalists": 2, "random_baseline": 3, "population": 16, "generations": 3}
     fields = {**few, **search, "method": method}
@@ -61,7 +62,7 @@ def searched(
     told: list[str] = []
     failed: dict[str, str] = {}
     choices = search_classes(
-        run.config, training.space, evaluator, classes, told.append, failed.__setitem__
+        run.config, evaluator, classes, number, told.append, failed.__setitem__
     )
     return choices, evaluator, told, failed
 
@@ -110,6 +111,51 @@ def test_a_search_depends_on_configuration_and_measurements_alone(tmp_path: Path
     first, _, _, _ = searched(tmp_path / "a", "predicted")
     again, _, _, _ = searched(tmp_path / "b", "predicted")
     assert first == again
+
+
+def test_a_supernet_that_is_searched_again_is_measured_elsewhere(tmp_path: Path) -> None:
+    first, second, again = (
+        searched(tmp_path / str(place), "random", number=number, samples=24)[0]
+        for place, number in enumerate((1, 2, 2))
+    )
+    assert second == again
+    for name, choice in first.items():
+        archs = [{one.arch for one in c[name].found.evaluated} for c in (first, second)]
+        drawn = [
+            {one.arch for one in c[name].candidates if one.origin == "random"}
+            for c in (first, second)
+        ]
+        assert len(archs[0] & archs[1]) < len(archs[0]) / 2  # the largest that fits is in both
+        assert not drawn[0] & drawn[1]
+        assert choice.method == "random"
+
+
+def test_a_subnet_measured_again_counts_once_and_an_unfinished_search_is_repeated(
+    tmp_path: Path,
+) -> None:
+    choices, evaluator, _, _ = searched(tmp_path, "random")
+    sha, space = "1" * 64, evaluator.space
+
+    def number(kind: measured_subnets.Search) -> int:
+        return measured_subnets.next_search(tmp_path, sha, kind)
+
+    def add(kind: measured_subnets.Search) -> Sequence[Sample]:
+        measured_subnets.add(tmp_path, sha, kind, choices.values())
+        return measured_subnets.samples(tmp_path, sha, space)
+
+    assert number("evaluate") == number("specialize") == 1
+    first = add("evaluate")
+    assert {one.group for one in first} == {"1.big", "1.small"}
+    assert (number("evaluate"), number("specialize")) == (1, 2)  # their job did not end
+    assert add("evaluate") == first
+    for _ in range(2):
+        again = add("specialize")
+        assert [(s.arch, s.accuracy) for s in again] == [(s.arch, s.accuracy) for s in first]
+        assert {one.group for one in again} == {"2.big", "2.small"}
+        assert (number("evaluate"), number("specialize")) == (1, 2)
+    measured_subnets.finish(tmp_path)
+    assert number("evaluate") == number("specialize") == 3
+    assert measured_subnets.next_search(tmp_path, "2" * 64, "evaluate") == 1
 
 
 def test_a_class_that_nobody_measures_leaves_the_others(tmp_path: Path) -> None:

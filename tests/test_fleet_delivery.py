@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fedofa.server import fleet_delivery
+from fedofa.server import fleet_delivery, measured_sizes
 from fedofa.server.chosen import Chosen
 from fedofa.server.events import EventLog, read_events
 from fedofa.server.fleet_delivery import Delivered, Delivery
 from fedofa.server.fleet_plan import FleetPlan
+from fedofa.specialize.filesize import predicted_size_bytes
 from fedofa.specialize.fleet.demand import Bound, Demand
 from fedofa.specialize.fleet.plan import Artifact, Placed, Plan
 from fedofa.supernet.errors import RunError
@@ -99,14 +100,30 @@ def test_a_device_whose_artifact_failed_is_told_so_and_not_that_nothing_fits(del
     told = {one.device: (one.field, one.reason) for one in done.not_served}
     assert told["dev-1"] == (
         "artifacts",
-        f"its artifact {names[1]} has a file that is larger than predicted, too large for it, and "
-        "none of the others fits; plan again with more --artifacts",
+        f"its artifact {names[1]} has a file of 130 bytes, too large for it where at most 100 were "
+        "reckoned with, and none of the others fits; plan again: plans reckon with such files from "
+        "now on",
     )
     assert told["dev-2"] == (
         "artifacts",
         f"its artifact {names[2]} could not be made (the converter broke; see class_failed in the "
-        "event log), and none of the others fits; plan again with more --artifacts",
+        "event log), and none of the others fits; put that right and plan again",
     )
+
+
+def test_a_fleet_that_no_file_fits_is_planned_with_larger_files_from_then_on(
+    deliver: Any, tmp_path: Path
+) -> None:
+    plan = plan_of(2)
+    predicted = [predicted_size_bytes(KIND, TOY.layers(one.arch)) for one in plan.plan.artifacts]
+    sizes = dict(
+        zip(map(plan.name_of, plan.plan.artifacts), (3 * p for p in predicted), strict=True)
+    )
+    with pytest.raises(
+        RunError, match=r"no artifact could be published; dev-0: .* plan again: plans"
+    ):
+        deliver(plan, sizes)
+    assert measured_sizes.most(tmp_path) == {KIND: 3.0}
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), RunError("too few replies")])

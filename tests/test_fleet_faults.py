@@ -1,29 +1,34 @@
 """What goes wrong around a fleet's plan: whose fault it is is said, and the others go on."""
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from fedofa.server import fleet_runtimes, measured_subnets
+from fedofa.server import fleet_runtimes, measured_sizes, measured_subnets
 from fedofa.server.accuracies import Accuracies
 from fedofa.server.events import EventLog
 from fedofa.server.fleet import Fleet
 from fedofa.server.fleet_delivery import Delivered
+from fedofa.server.fleet_demands import wanted
 from fedofa.server.fleet_file import Rejected
 from fedofa.server.fleet_job import settled_of
-from fedofa.server.fleet_plan import FleetPlan, artifact_name, check_name
+from fedofa.server.fleet_plan import FleetPlan, artifact_name, check_name, export_digest, planned
 from fedofa.server.fleet_plan_file import read_plan, sweep_plans, write_plan
 from fedofa.server.jobs import Job, awaited_plans
 from fedofa.server.specialization import Specialization
+from fedofa.specialize.filesize import predicted_size_bytes
+from fedofa.specialize.fleet.columns import Seen
 from fedofa.specialize.fleet.demand import Demand
-from fedofa.specialize.fleet.plan import Placed, Plan
+from fedofa.specialize.fleet.plan import Artifact, Placed, Plan
+from fedofa.specialize.fleet.settle import settled
+from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
 from fleets import small_config
-from test_fleet_file import device, few_looks, fleet, measured_by, rejected
+from test_fleet_file import SAMPLES, device, few_looks, fleet, measured_by, no_probes, rejected
 from toy_search import ALL, TOY
 
 __all__ = ["few_looks"]
@@ -31,10 +36,23 @@ __all__ = ["few_looks"]
 
 def test_runs_that_share_a_registry_publish_the_same_subnet_for_classes_of_their_own() -> None:
     kind = "onnx_int8"
-    names = {artifact_name(run, kind, ALL[0]) for run in ("one", "two", "two.branch")}
+    names = {artifact_name((run, "s", "e"), kind, ALL[0]) for run in ("one", "two", "two.branch")}
     assert len(names) == 3
-    assert artifact_name("one", kind, ALL[0]) in names
-    assert artifact_name("one", kind, ALL[1]) not in names
+    assert artifact_name(("one", "s", "e"), kind, ALL[0]) in names
+    assert artifact_name(("one", "s", "e"), kind, ALL[1]) not in names
+
+
+def test_what_changes_a_file_changes_the_class_that_it_is_published_for(tmp_path: Path) -> None:
+    """A device that pulls by class keeps a file that was compared with its bounds."""
+    artifact = Artifact("onnx_int8", ALL[0], 0.5, {})
+    plan = FleetPlan("f", "run", "a" * 64, Plan((), (), (), (), 0, {}, 0), (), {}, "/f.json", "b")
+    changes: list[dict[str, str]] = [{}, {"supernet_sha256": "c" * 64}, {"export": "d"}]
+    assert len({replace(plan, **change).name_of(artifact) for change in changes}) == 3  # type: ignore[arg-type]
+    assert replace(plan, fleet="g", source="/g.json").name_of(artifact) == plan.name_of(artifact)
+    assert read_plan(write_plan(tmp_path, plan), TOY).name_of(artifact) == plan.name_of(artifact)
+    export = small_config().export
+    digests = {export_digest(export), export_digest(export.model_copy(update={"equalize": True}))}
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize(
@@ -59,6 +77,38 @@ def test_one_absurd_figure_rejects_its_own_device(fields: dict[str, Any], field:
     assert found.keys() == {"bad"}
     assert found["bad"].startswith(f"{field}: "), found["bad"]
     found["bad"].encode()
+
+
+def predicted_bytes(one: Artifact) -> int:
+    return predicted_size_bytes(one.kind, TOY.layers(one.arch))
+
+
+def test_a_thousand_devices_of_one_budget_are_served_where_files_err_as_is_stated() -> None:
+    """The best subnet under a bound lies right at it: its file may be as much larger as is stated."""
+    budget = {"file_bytes": predicted_size_bytes("tflite_int8", TOY.layers(ALL[len(ALL) // 2]))}
+    devices = [device(name=f"d{k}", runtime="fast", budget=budget) for k in range(1000)]
+    asked = wanted(fleet(*devices), Path(), TOY, no_probes)
+    plan, not_served = planned(fleet(*devices), asked, ("linear", SAMPLES), 64, seed=0)
+    assert not not_served
+    sizes = {at: int(1.0199 * predicted_bytes(one)) for at, one in enumerate(plan.artifacts)}
+    placed, refused = settled(plan.artifacts, sizes, plan.placed)
+    assert (len(placed), refused) == (1001, [])
+
+
+def test_what_files_were_over_their_prediction_is_kept_and_planned_with(tmp_path: Path) -> None:
+    assert measured_sizes.most(tmp_path) == {}
+    measured_sizes.note(tmp_path, {}, [("onnx_int8", 0.9), ("onnx_int8", 1.5)])
+    measured_sizes.note(tmp_path, measured_sizes.most(tmp_path), [("onnx_int8", 1.2)])
+    assert measured_sizes.most(tmp_path) == {"onnx_int8": 1.5}
+    figures = wanted(fleet(), Path(), TOY, no_probes, {"onnx_int8": 1.5}).columns.figures
+    seen = Seen(ALL[3], TOY.layers(ALL[3]), cost(TOY, ALL[3]))
+    for kind, ratio in (("onnx_int8", 1.5 * 1.02), ("onnx_fp32", 1.02)):
+        predicted = predicted_size_bytes(kind, seen.plans)  # type: ignore[arg-type]
+        assert figures[f"file_bytes:{kind}"](seen) == math.ceil(ratio * predicted)
+    for damage in ("{", '{"onnx_int8": 0}', '{"onnx_int8": NaN}', '{"gguf": 1.0}'):
+        (tmp_path / measured_sizes.FILE).write_text(damage)
+        with pytest.raises(UsageError, match="remove it and plan again"):
+            measured_sizes.most(tmp_path)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), -1.0, float("inf")])
@@ -100,7 +150,7 @@ def test_damaged_measurements_are_told_before_anything_is_searched(
         path.write_text(damage)
     config = small_config()
     space = config.build_space()
-    weights = np.zeros(1, dtype=np.float32)
+    weights: Any = {}
     state: Any = SimpleNamespace(round=1, weights=weights)
     log = EventLog(tmp_path / "log")
     nobody: Any = Fleet({})

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedofa.protos.manifest import FileEntry
+from artifacts import entry
 from fedofa.protos.probes import KindMeasured, Measurements, Probe, ProbeSet
 from fedofa.server.fleet_demands import wanted
 from fedofa.server.fleet_file import FleetFile, parse_fleet, read_fleet
 from fedofa.server.fleet_plan import planned
+from fedofa.server.tables import show
 from fedofa.specialize.fleet import candidates
 from fedofa.specialize.fleet.columns import Columns, latency
 from fedofa.specialize.fleet.demand import Bound
@@ -126,6 +127,50 @@ def test_devices_without_a_name_or_with_one_that_is_taken_are_told_by_their_plac
     assert found["devices[3]"].startswith("fields: 'phone'")
 
 
+def test_what_is_given_twice_rejects_whom_it_concerns_and_is_not_taken_from_the_last(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "fleet.json"
+    path.write_text(
+        """{"runtimes": {"pi": {"kind": "onnx_fp32"}, "two": {"kind": "onnx_fp32"}, "two": {"kind":
+        "onnx_int8"}}, "gateways": {"hub": {"budget": {"macs": 9}}, "hub": {"budget": {"macs": 8}}},
+        "devices": [{"name": "good", "runtime": "pi"}, {"name": "a", "runtime": "two"},
+        {"name": "b", "runtime": "pi", "gateway": "hub"}, {"name": "c", "runtime": "pi", "weight": 1,
+        "weight": 2}, {"name": "d", "runtime": "pi", "budget": {"macs": 1, "params": 2, "macs": 3}}]}"""
+    )
+    found = rejected(read_fleet(path))
+    assert {name: reason.partition(";")[0] for name, reason in found.items()} == {
+        "a": "runtimes.two.fields: given twice under this name",
+        "b": "gateways.hub.fields: given twice under this name",
+        "c": "weight: given twice",
+        "d": "budget.macs: given twice",
+    }
+    path.write_text('{"runtimes": {}, "devices": [], "devices": [{}]}')
+    with pytest.raises(UsageError, match="'devices' is given twice"):
+        read_fleet(path)
+
+
+def test_a_rejected_device_can_be_told_whatever_its_names_hold(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    half = "\ud800"
+    odd = [
+        {"name": half, "runtime": "pi"},
+        {"name": "wipes\x1b[2J", "runtime": "pi"},
+        {"name": "b", "runtime": half},
+        {"name": "c", "runtime": "pi", half: 1},
+        {"name": "d", "runtime": "odd" + half},
+    ]
+    file = fleet(*odd, runtimes={"odd" + half: {}})
+    _, not_served = planned(file, wanted(file, Path(), TOY, no_probes), ("linear", SAMPLES), 8, 0)
+    assert {one.device for one in not_served} == {"\\ud800", "wipes\\x1b[2J", "b", "c", "d"}
+    rows = [{"device": one.device, "field": one.field, "reason": one.reason} for one in not_served]
+    json.dumps(rows, ensure_ascii=False).encode()
+    show({"not served": [f"{one.device}: {one.field}: {one.reason}" for one in not_served]})
+    show([{"runtime": half}])
+    assert capsys.readouterr().out.count("\\ud800") >= 4
+
+
 def test_bounds_that_no_single_one_is_to_blame_for_contradict_each_other() -> None:
     """On this device the larger networks are the faster ones."""
     least = macs_of(TOY.smallest())
@@ -201,13 +246,10 @@ def measured_by(speed: float, folder: Path, threads: int = 1) -> ProbeSet:
             macs=macs_of(arch),
             input_shape=(1, 8, 8),
             arch=dict(arch),
-            files=(
-                FileEntry(kind="tflite_int8", name="m.tflite", size_bytes=1, sha256="0" * 64,
-                          inputs=(), outputs=()),
-            ),
+            files=(entry("tflite_int8", b"a file"),),
         )
         for place, arch in enumerate(ALL[:: len(ALL) // 24])
-    )  # fmt: skip
+    )
     found = ProbeSet(space=plain(TOY.to_dict()), probes=probes)
     seconds = {probe.name: max(1e-7, probe.macs / speed) for probe in probes}
     measured = KindMeasured(
@@ -303,6 +345,15 @@ def test_the_models_of_a_gateway_share_its_budget_and_one_that_is_too_small_is_n
         f"budget.macs = {2 * small:g}; its 3 models need at least {3 * small:g}"
         in not_served[0].reason
     )
+
+
+def test_an_impossible_model_of_a_gateway_is_rejected_alone_by_its_own_field() -> None:
+    models = [{"name": f"m{k}", "runtime": "pi", "gateway": "hub"} for k in range(2)]
+    bad = device(runtime="pi", gateway="hub", budget={"params": 3})
+    gateways = {"hub": {"budget": {"macs": 3 * macs_of(TOY.smallest())}}}
+    found = rejected(fleet(*models, bad, gateways=gateways))
+    assert found.keys() == {"bad"}
+    assert found["bad"].startswith("budget.params: no subnet fits")
 
 
 def test_a_gateways_bound_that_a_model_cannot_be_estimated_for_is_said() -> None:

@@ -55,7 +55,7 @@ def fleet_file(folder: Path) -> Path:
             {
                 "name": f"board-{place}",
                 "runtime": "board",
-                "budget": {"file_bytes": int(6500 * room), "params": int(1500 * room)},
+                "budget": {"file_bytes": int(6600 * room), "params": int(1500 * room)},
             }
         )
     devices += [{"name": f"hub-{k}", "runtime": "board", "gateway": "hub"} for k in range(2)]

@@ -3,14 +3,15 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from fedofa.specialize.predictors import gaussian, linear, network
+from fedofa.specialize.predictors import gaussian, linear, network, trees
 from fedofa.specialize.predictors.blend import blend_of
 from fedofa.specialize.predictors.contract import Fit, Predictor, Sample
 from fedofa.specialize.predictors.features import encode
-from fedofa.specialize.predictors.folds import folds_of
+from fedofa.specialize.predictors.folds import arch_folds, folds_of
 from fedofa.specialize.predictors.kinds import PREDICTORS
 from fedofa.specialize.predictors.rank_report import rank_report
 from fedofa.specialize.predictors.ranks import kendall_tau
@@ -264,6 +265,14 @@ def test_every_sample_is_held_out_once(count: int, folds: int) -> None:
     assert len(parts) == min(folds, count)
 
 
+@given(st.lists(st.sampled_from(ALL[:9]), min_size=1, max_size=30), st.integers(1, 6))
+def test_all_measurements_of_a_subnet_are_held_out_together(archs: list[Arch], folds: int) -> None:
+    parts = arch_folds(archs, folds)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(archs)))
+    held = [{archs[at] for at in part} for part in parts]
+    assert sum(map(len, held)) == len(set(archs))
+
+
 # ── the rank report ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -297,6 +306,17 @@ def test_where_accuracies_are_noise_a_predictor_earns_nothing() -> None:
     assert report.verdict == "no better than MACs alone"
     assert report.ceiling is not None
     assert report.ceiling < 0.6
+
+
+def test_noise_that_was_measured_twice_is_no_better_learned() -> None:
+    noise = np.random.default_rng(1).normal(0.5, 0.1, len(ALL))
+    table = dict(zip(ALL, map(float, noise), strict=True))
+    once = samples_of(table.__getitem__, ALL[::30], 0.01)
+    report = rank_report(TOY, [*once, *(replace(s, group="again") for s in once)], trees.fit)
+    assert report.subnets == len(once)
+    assert report.verdict == "no better than MACs alone"
+    few = [replace(s, group=group) for s in once[:9] for group in ("one", "two")]
+    assert rank_report(TOY, few, trees.fit).verdict == "too few to say"
 
 
 def test_of_a_few_subnets_nothing_is_said() -> None:

@@ -24,9 +24,10 @@ from .table import Table, table_of
 
 FEWEST = 10
 """Below so many measured subnets no predictor can be judged, and none is used."""
-LOOKS = 6000
-"""Subnets that all searches together look at."""
+LOOKS, LEAST_LOOKS = 6000, 600
+"""New subnets that all searches together look at, and each of them at least."""
 FIRST_SHARE = 0.4
+"""Of a search's looks so many go to NSGA-II at most, and all others to what is beside its front."""
 GENERATIONS = 10
 LEAST_POPULATION = 24
 AT_ONCE = 16
@@ -66,8 +67,9 @@ def candidates(
 ) -> Table:
     """Every subnet that a search looked at; `bounded`: runtime → the columns its devices bound.
 
-    The smallest, the largest and the measured subnets are among them. The same arguments give the same
-    table. UsageError for too few measured subnets.
+    The smallest, the largest and the measured subnets are among them, and take nothing from the looks:
+    how many are measured decides how well accuracies are predicted, and not how well is searched. The
+    same arguments give the same table. UsageError for too few measured subnets.
     """
     score = accuracies.scorer(columns.space)
     start = dict.fromkeys([columns.space.smallest(), columns.space.largest()])
@@ -76,7 +78,8 @@ def candidates(
     # Runtimes that bound the same columns have the same front.
     wanted = sorted({tuple(sorted({*names, "macs"})) for names in bounded.values()})
     for names in wanted:
-        search = _Search(columns, score, names, LOOKS // len(wanted))
+        looks = max(LEAST_LOOKS, LOOKS // len(wanted))
+        search = _Search(columns, score, names, looks)
         looked |= dict.fromkeys(search.run(tuple(start), stream(seed, "fleet", *names)))
     archs = list(looked)
     return table_of(archs, accuracies.level(score) + score(archs), columns.table(archs))
@@ -92,26 +95,32 @@ class _Search:
     looks: int
 
     def run(self, start: Sequence[Arch], rng: Random) -> list[Arch]:
-        """All that was looked at: a part of the looks by NSGA-II, the others beside its front."""
+        """All that was looked at, and `start`: a part of the looks by NSGA-II, the others beside its
+        front.
+
+        There is a population for each generation, and one to begin with.
+        """
         looked: dict[Arch, None] = {}
 
         def objectives(archs: Sequence[Arch]) -> Points:
             looked.update(dict.fromkeys(archs))
             return self._points(archs)
 
-        population = max(LEAST_POPULATION, int(FIRST_SHARE * self.looks) // GENERATIONS)
-        search = Nsga2(population, GENERATIONS)
+        first = int(FIRST_SHARE * self.looks)
+        population = max(LEAST_POPULATION, first // (GENERATIONS + 1))
+        search = Nsga2(population, min(GENERATIONS, max(0, first // population - 1)))
         search.front(self.columns.space, lambda _: True, objectives, rng, start)
-        return self._beside(list(looked), rng)
+        known = len(set(start))
+        return self._beside(list(looked), known + self.looks, rng)
 
     def _points(self, archs: Sequence[Arch]) -> Points:
         some = self.columns.some(self.names)
         return np.column_stack([-self.score(archs), [some(arch) for arch in archs]])
 
-    def _beside(self, looked: list[Arch], rng: Random) -> list[Arch]:
-        """Look at what is one edit away from the front, until there is nothing or no look is left."""
+    def _beside(self, looked: list[Arch], most: int, rng: Random) -> list[Arch]:
+        """Look at what is one edit away from the front, until there is nothing or as many are known."""
         points, tried, known = self._points(looked), set[Arch](), set(looked)
-        while len(looked) < self.looks:
+        while len(looked) < most:
             front = [looked[place] for place in np.flatnonzero(nondominated(points))]
             untried = [arch for arch in front if arch not in tried]
             if not untried:
@@ -121,7 +130,7 @@ class _Search:
             near = {edit.arch for arch in few for edit in edits(self.columns.space, arch)} - known
             new = sorted(near, key=lambda arch: sorted(arch.items()))
             rng.shuffle(new)
-            new = new[: self.looks - len(looked)]
+            new = new[: most - len(looked)]
             known.update(new)
             looked += new
             points = np.vstack([points, self._points(new)]) if new else points

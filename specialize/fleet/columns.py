@@ -1,10 +1,11 @@
 """What a subnet is known by when a fleet is planned: numbers under names, each worked out once.
 
-`macs`, `params`, `peak_activation_bytes` are the cost model's; `file_bytes:KIND` is the predicted size of
-that kind of file; `operator:NAME` how many layers use an operator. `latency_ms:RUNTIME` and
+`macs`, `params`, `peak_activation_bytes` are the cost model's; `file_bytes:KIND` is the most that a file of
+that kind is reckoned to have; `operator:NAME` how many layers use an operator. `latency_ms:RUNTIME` and
 `energy_mj:RUNTIME` are a runtime's own, as its measurements and its energy per operation say.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ import numpy as np
 from ...protos.manifest import FileKind
 from ...supernet.cost import Cost, LayerPlan, cost
 from ...supernet.space import Arch, Space
-from ..filesize import predicted_size_bytes
+from ..filesize import predicted_size_bytes, stated_error
 from .table import Vector
 
 EXACT = ("macs", "params", "peak_activation_bytes")
@@ -40,9 +41,20 @@ class Seen:
 Figure = Callable[[Seen], float]
 
 
-def file_bytes(kind: FileKind) -> Figure:
-    """Predicted size of a file of that kind."""
-    return lambda seen: float(predicted_size_bytes(kind, seen.plans))
+def file_bytes(kind: FileKind, measured: float = 0.0) -> Figure:
+    """The most bytes that a file of that kind is reckoned to have: its predicted size and the error.
+
+    The best subnet under a bound lies right at it, where every second file would be too large without.
+    `measured`: the most that an exported file was, over its predicted size; where that is beyond the
+    stated error, prediction is off as a whole, and the error comes on top of it.
+    """
+
+    def of(seen: Seen) -> float:
+        room = 1 + stated_error(seen.plans)
+        more = room * measured if measured > room else room
+        return float(math.ceil(predicted_size_bytes(kind, seen.plans) * more))
+
+    return of
 
 
 def operator(name: str) -> Figure:

@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...protos.manifest import FileKind
+from ...supernet.errors import UsageError
 from ...supernet.space import Arch
 from .demand import Demand
 from .misses import Miss, miss
 from .opening import Market, Place, opened
 from .table import Mask, Table
+
+MOST_NEEDS = 100_000
+"""Different sets of bounds: what fits each of them is a byte for each candidate of a front."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +73,38 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """One kind of file: its front, its devices that something fits, and what fits them (C, D)."""
+    """One kind of file: its front, its devices that something fits (D), and what fits them.
+
+    `need` (D,) is the place of a device's bounds among the different ones (N); `fits` is (C, N).
+    """
 
     kind: FileKind
     front: Table
     demands: tuple[Demand, ...]
+    need: NDArray[np.intp]
     fits: Mask
 
 
 def plan_fleet(table: Table, demands: Sequence[Demand], most: int) -> Plan:
-    """At most `most` artifacts for the devices; the same arguments give the same plan."""
-    kinds, refused = [], []
-    for kind in sorted({demand.kind for demand in demands}):
-        mine = [demand for demand in demands if demand.kind == kind]
-        front = table.front({"macs"}.union(*(demand.columns for demand in mine)))
-        fits = front.fitting(mine)
-        some: Mask = np.any(fits, axis=0)
-        refused += [
-            Refused(demand, miss(front, demand))
-            for demand, fit in zip(mine, some, strict=True)
-            if not fit
-        ]
-        kept = tuple(demand for demand, fit in zip(mine, some, strict=True) if fit)
-        kinds.append(_Kind(kind, front, kept, fits[:, some]))
+    """At most `most` artifacts for the devices; the same arguments give the same plan.
+
+    UsageError for devices of more different bounds than `MOST_NEEDS`.
+    """
+    kinds: list[_Kind] = []
+    refused: list[Refused] = []
+    mine: dict[FileKind, list[Demand]] = {}
+    for demand in demands:
+        mine.setdefault(demand.kind, []).append(demand)
+    needs = {kind: _needs(of_kind) for kind, of_kind in sorted(mine.items())}
+    if (count := sum(len(first) for first, _ in needs.values())) > MOST_NEEDS:
+        raise UsageError(
+            f"the fleet's devices have {count:,} different sets of bounds; at most {MOST_NEEDS:,} are "
+            "planned for. Round bounds and slowdowns, or split the file"
+        )
+    for kind, (first, need) in needs.items():
+        found, without = _kind(table, kind, first, need, mine[kind])
+        kinds.append(found)
+        refused += without
     chosen = opened([_market(one) for one in kinds], most)
     artifacts, placed, unserved = _placed(kinds, chosen)
     return Plan(
@@ -105,6 +118,36 @@ def plan_fleet(table: Table, demands: Sequence[Demand], most: int) -> Plan:
     )
 
 
+def _needs(demands: Sequence[Demand]) -> tuple[list[Demand], NDArray[np.intp]]:
+    """One demand for each different set of bounds, and (D,) which of them each demand has."""
+    found: dict[frozenset[tuple[str, float]], int] = {}
+    first: list[Demand] = []
+    need = np.empty(len(demands), dtype=np.intp)
+    for at, demand in enumerate(demands):
+        need[at] = found.setdefault(frozenset(demand.most.items()), len(first))
+        if need[at] == len(first):
+            first.append(demand)
+    return first, need
+
+
+def _kind(
+    table: Table,
+    kind: FileKind,
+    first: Sequence[Demand],
+    need: NDArray[np.intp],
+    demands: Sequence[Demand],
+) -> tuple[_Kind, list[Refused]]:
+    """What fits the devices of a kind, and those that nothing fits; `first` and `need` as of `_needs`."""
+    front = table.front({"macs"}.union(*(demand.columns for demand in first)))
+    fits = front.fitting(first)
+    some: Mask = np.any(fits, axis=0)
+    served = some[need]
+    refused = [Refused(demands[at], miss(front, demands[at])) for at in np.flatnonzero(~served)]
+    kept = tuple(demands[at] for at in np.flatnonzero(served))
+    place = np.cumsum(some) - 1
+    return _Kind(kind, front, kept, place[need[served]], fits[:, some]), refused
+
+
 def _market(one: _Kind) -> Market:
     """Devices that can take the same candidates are one group; without devices there is none."""
     if not one.demands:
@@ -113,6 +156,7 @@ def _market(one: _Kind) -> Market:
     packed = np.ascontiguousarray(np.packbits(one.fits, axis=0).T)
     _, first, group = np.unique(packed, axis=0, return_index=True, return_inverse=True)
     group = group.reshape(-1)
+    group = group[one.need]
     weights = np.array([demand.weight for demand in one.demands])
     return Market(
         np.ascontiguousarray(one.fits[:, first]),
@@ -125,17 +169,21 @@ def _market(one: _Kind) -> Market:
 def _placed(
     kinds: Sequence[_Kind], chosen: Sequence[Place]
 ) -> tuple[tuple[Artifact, ...], list[Placed], list[Demand]]:
-    """Each device looks up the best chosen candidate that fits it."""
+    """Each device looks up the best chosen candidate that fits it; one that none looks up is dropped."""
     artifacts: list[Artifact] = []
     placed: list[Placed] = []
     unserved: list[Demand] = []
     for number, one in enumerate(kinds):
         rows = np.array([c for n, c in chosen if n == number], dtype=np.intp)
         fits, begin = one.fits[rows], len(artifacts)
-        artifacts += [_artifact(one, int(row)) for row in rows]
-        best = one.front.accuracy[one.fits.argmax(axis=0)] if one.demands else np.empty(0)
-        served: Mask = np.any(fits, axis=0)
-        first = fits.argmax(axis=0) if len(rows) else np.zeros(len(one.demands), dtype=int)
+        if not one.demands:
+            continue
+        best = one.front.accuracy[one.fits.argmax(axis=0)][one.need]
+        served: Mask = np.any(fits, axis=0)[one.need]
+        first = fits.argmax(axis=0)[one.need] if len(rows) else np.zeros(len(served), dtype=int)
+        used, place = np.unique(first[served], return_inverse=True)
+        first[served] = place
+        artifacts += [_artifact(one, int(row)) for row in rows[used]]
         for at, demand in enumerate(one.demands):
             if served[at]:
                 placed.append(Placed(demand, begin + int(first[at]), float(best[at])))

@@ -39,7 +39,9 @@ def settled(
         fits = table.fitting([one.demand for one in mine])
         for one, row, some in zip(mine, fits.argmax(axis=0), np.any(fits, axis=0), strict=True):
             if some:
-                found.append(Placed(one.demand, int(table.columns["place"][row]), one.best))
+                # A file that is smaller than reckoned with may serve more than a device's own best.
+                best = max(one.best, float(table.accuracy[row]))
+                found.append(Placed(one.demand, int(table.columns["place"][row]), best))
             else:
                 refused.append(Refused(one.demand, miss(table, one.demand)))
     order = {one.demand.device: at for at, one in enumerate(placed)}

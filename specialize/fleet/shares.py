@@ -17,12 +17,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...supernet.errors import UsageError
+from .climb import ROUNDING, Climb
 from .demand import Bound, Demand
+from .misses import miss
+from .plan import Refused
 from .table import Mask, Table, Vector
 
 AT_ONCE = ("peak_activation_bytes",)
 """Bounds on what only the model that runs needs; the others add up."""
-ROUNDING, LAST_BITS = 1e-9, 1e-12
+LAST_BITS = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,32 +39,57 @@ class Hosted:
     shared: Mapping[str, tuple[str, float]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model that something fits: its demand with what the gateway bounds at once, and what fits (C,)."""
+
+    hosted: Hosted
+    demand: Demand
+    table: Table
+    fits: Mask
+
+
 def divided(
     gateway: str, limits: Mapping[str, float], hosted: Sequence[Hosted], tables: Sequence[Table]
-) -> list[Demand]:
-    """Each model with its share of the gateway's bounds; `tables` are each one's candidates.
+) -> tuple[list[Demand], list[Refused]]:
+    """Each model with its share of the gateway's bounds, and the models that nothing fits.
 
-    UsageError names the bound, and by how much all models at their smallest exceed it, or the model
-    that nothing fits.
+    `tables` are each one's candidates. A model that nothing fits leaves the budget to the others.
+    UsageError names the bound, and by how much all models at their smallest exceed it.
     """
-    own = [
-        replace(one.demand, bounds=(*one.demand.bounds, *_bounds(one, limits, AT_ONCE)))
-        for one in hosted
-    ]
+    able: list[_Model] = []
+    refused: list[Refused] = []
+    for one, table in zip(hosted, tables, strict=True):
+        demand = replace(one.demand, bounds=(*one.demand.bounds, *_bounds(one, limits, AT_ONCE)))
+        fits: Mask = table.fitting([demand])[:, 0]
+        if fits.any():
+            able.append(_Model(one, demand, table, fits))
+        else:
+            refused.append(Refused(demand, miss(table, demand)))
     adding = {name: limit for name, limit in limits.items() if name not in AT_ONCE}
-    if not adding:
-        return own
-    spent = [_spent(one, table, adding) for one, table in zip(hosted, tables, strict=True)]
-    chosen = _least(gateway, own, tables, spent, adding)
-    while _stepped_up(chosen, own, tables, spent):
-        pass
+    if not adding or not able:
+        return [model.demand for model in able], refused
+    spent = [_spent(model.hosted, model.table, adding) for model in able]
+    chosen = _least(gateway, able, spent, adding)
+    Climb(
+        [model.demand.weight for model in able],
+        [model.table.accuracy for model in able],
+        spent,
+        [model.fits for model in able],
+    ).up(chosen)
     rows = np.stack([mine[place] for mine, place in zip(spent, chosen, strict=True)])
-    left = np.maximum(1 - rows.sum(axis=0) - ROUNDING, 0.0) / len(own)
+    left = np.maximum(1 - rows.sum(axis=0) - ROUNDING, 0.0) / len(able)
     rows = rows * (1 + LAST_BITS)  # what a model was given must fit its share, however that rounds
     return [
-        replace(demand, bounds=(*demand.bounds, *_bounds(one, _shares(adding, row + left), adding)))
-        for one, demand, row in zip(hosted, own, rows, strict=True)
-    ]
+        replace(
+            model.demand,
+            bounds=(
+                *model.demand.bounds,
+                *_bounds(model.hosted, _shares(adding, row + left), adding),
+            ),
+        )
+        for model, row in zip(able, rows, strict=True)
+    ], refused
 
 
 def _bounds(
@@ -90,49 +118,18 @@ def _spent(one: Hosted, table: Table, limits: Mapping[str, float]) -> Vector:
 
 
 def _least(
-    gateway: str,
-    own: Sequence[Demand],
-    tables: Sequence[Table],
-    spent: Sequence[Vector],
-    limits: Mapping[str, float],
+    gateway: str, able: Sequence[_Model], spent: Sequence[Vector], limits: Mapping[str, float]
 ) -> list[int]:
-    chosen = []
-    for demand, table, mine in zip(own, tables, spent, strict=True):
-        fits: Mask = table.fitting([demand])[:, 0]
-        if not fits.any():
-            raise UsageError(
-                f"gateway {gateway}: no subnet keeps the bounds of its model {demand.device} alone; "
-                "raise them, or take the model off the gateway"
-            )
-        chosen.append(int(np.where(fits, mine.sum(axis=1), np.inf).argmin()))
+    """Of each model the candidate that spends least, of those that fit it."""
+    chosen = [
+        int(np.where(model.fits, mine.sum(axis=1), np.inf).argmin())
+        for model, mine in zip(able, spent, strict=True)
+    ]
     total = sum(mine[place] for mine, place in zip(spent, chosen, strict=True))
     for (name, limit), part in zip(limits.items(), np.atleast_1d(total), strict=True):
         if part > 1:
             raise UsageError(
-                f"gateway {gateway}: budget.{name} = {limit:g}; its {len(own)} models need at least "
+                f"gateway {gateway}: budget.{name} = {limit:g}; its {len(able)} models need at least "
                 f"{part * limit:g} together. Raise it, or take a model off the gateway"
             )
     return chosen
-
-
-def _stepped_up(
-    chosen: list[int], own: Sequence[Demand], tables: Sequence[Table], spent: Sequence[Vector]
-) -> bool:
-    """Take the step up that brings most for what it spends, in place; False where none fits."""
-    total = np.sum([mine[place] for mine, place in zip(spent, chosen, strict=True)], axis=0)
-    best, step = 0.0, None
-    for number, (demand, table, mine) in enumerate(zip(own, tables, spent, strict=True)):
-        now = chosen[number]
-        gain = demand.weight * (table.accuracy - table.accuracy[now])
-        more = mine - mine[now]
-        fits = (gain > 0) & ((total + more) <= 1).all(axis=1) & table.fitting([demand])[:, 0]
-        if not fits.any():
-            continue
-        worth = np.where(fits, gain / np.maximum(more.sum(axis=1), ROUNDING), 0.0)
-        place = int(worth.argmax())
-        if worth[place] > best:
-            best, step = float(worth[place]), (number, place)
-    if step is None:
-        return False
-    chosen[step[0]] = step[1]
-    return True

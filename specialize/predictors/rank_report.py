@@ -1,8 +1,8 @@
 """Whether a predictor earns its place (Yu et al. 2021, "Deeper insights into weight sharing").
 
-Every measured subnet is predicted by a predictor that did not see it. The report sets the rank
-correlation (Kendall's τ) of these predictions beside that of MACs alone, which cost nothing, and
-beside the ceiling: what measuring the same subnets once more would reach.
+Every measured subnet is predicted by a predictor that did not see it, nor another measurement of it. The
+report sets the rank correlation (Kendall's τ) of these predictions beside that of MACs alone, which cost
+nothing, and beside the ceiling: what measuring the same subnets once more would reach.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from ...supernet.cost import cost
 from ...supernet.randomness import array_stream
 from ...supernet.space import Space
 from .contract import Fit, Sample, Vector, centred_accuracies, group_rows
-from .folds import folds_of
+from .folds import arch_folds
 from .ranks import kendall_tau
 
 FOLDS = 5
@@ -30,7 +30,7 @@ Verdict = Literal["earns its place", "no better than MACs alone", "too few to sa
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """Correlations over `subnets` measured ones, within each group.
+    """Correlations over `subnets` different measured ones, within each group.
 
     `ceiling` is None where no standard errors are known. `gain` is τ less that of MACs alone, with
     its 90 % interval over resampled subnets. `rmse` is that of held-out predictions, `rmse_of_mean`
@@ -76,7 +76,7 @@ def rank_report(space: Space, samples: Sequence[Sample], fit: Fit) -> RankReport
     groups = group_rows(samples)
     rng = array_stream("rank report", len(samples))
     return RankReport(
-        subnets=len(samples),
+        subnets=len({sample.arch for sample in samples}),
         tau=_within(held, y, groups),
         tau_macs=_within(macs, y, groups),
         ceiling=_ceiling(samples, y, groups, rng),
@@ -89,7 +89,7 @@ def rank_report(space: Space, samples: Sequence[Sample], fit: Fit) -> RankReport
 
 def _held_out(space: Space, samples: Sequence[Sample], fit: Fit) -> Vector:
     held = np.zeros(len(samples))
-    for fold in folds_of(len(samples), FOLDS):
+    for fold in arch_folds([sample.arch for sample in samples], FOLDS):
         rest = [sample for place, sample in enumerate(samples) if place not in set(fold.tolist())]
         if rest:
             held[fold] = fit(space, rest).predict([samples[at].arch for at in fold]).score

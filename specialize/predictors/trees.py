@@ -9,7 +9,7 @@ import numpy as np
 from ...supernet.space import Arch, Space
 from .contract import Prediction, Sample, centred_accuracies
 from .features import encode
-from .folds import folds_of
+from .folds import arch_folds
 
 TREES, DEPTH, RATE, SHARE = 100, 2, 0.1, 0.7
 FOLDS = 5
@@ -49,9 +49,10 @@ def fit(space: Space, samples: Sequence[Sample]) -> Trees:
         return model.fit(x[rows], y[rows])
 
     y = centred_accuracies(samples)
-    x = encode(space, [sample.arch for sample in samples])
+    archs = [sample.arch for sample in samples]
+    x = encode(space, archs)
     held = np.zeros(len(y))
-    for fold in folds_of(len(y), FOLDS):
+    for fold in arch_folds(archs, FOLDS):
         rest = np.setdiff1d(np.arange(len(y)), fold)
         held[fold] = grown(rest).predict(x[fold]) if len(rest) else 0.0
     residual = float(np.sqrt(np.mean((y - held) ** 2)))
