@@ -142,8 +142,12 @@ def _kind(
     fits = front.fitting(first)
     some: Mask = np.any(fits, axis=0)
     served = some[need]
-    refused = [Refused(demands[at], miss(front, demands[at])) for at in np.flatnonzero(~served)]
-    kept = tuple(demands[at] for at in np.flatnonzero(served))
+    refused = [
+        Refused(demand, miss(front, demand))
+        for demand, fit in zip(demands, served, strict=True)
+        if not fit
+    ]
+    kept = tuple(demand for demand, fit in zip(demands, served, strict=True) if fit)
     place = np.cumsum(some) - 1
     return _Kind(kind, front, kept, place[need[served]], fits[:, some]), refused
 
