@@ -118,9 +118,9 @@ def finished(one: FinishingFacts, manifest: Manifest) -> Iterator[str]:
     if told is None:
         yield f"{where}: it does not say that it was finished; {RECORD} in {one.facts.folder} does"
         return
-    said = (told.run, told.round, told.supernet_sha256, told.version, told.rounds)
-    own = (start.run, start.round, start.supernet_sha256, start.version, start.rounds)
-    if said != own:
+    if not start.led_to(told):
+        said = (told.run, told.round, told.supernet_sha256, told.version, told.rounds)
+        own = (start.run, start.round, start.supernet_sha256, start.version, start.rounds)
         yield (
             f"{where}: it was finished from {said}; {one.facts.folder / START} says {own} "
             "(run, round, weights, version, rounds); restore it"
