@@ -116,7 +116,7 @@ class CheckpointStore:
                 if _digest(path) != state["sha256"][part]:
                     raise ArtifactError(f"checkpoint {path}: its sha256 is not the recorded one")
                 parts[part] = load(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArtifactError(f"checkpoint {folder}: {error}") from None
         return Checkpoint(state["round"], **parts, notes=state["notes"])
 

@@ -23,7 +23,8 @@ from .checkpoint import CHECKPOINTS, CheckpointStore
 from .config import RunConfig, parse_config
 from .events import EventLog
 from .exchange import Exchange
-from .finishing.finishing import Order, finish
+from .finishing.finishing import finish
+from .finishing.order import Order
 from .fleet import Roll
 from .fleet_job import deliver
 from .fleet_plan_file import sweep_plans

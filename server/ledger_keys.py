@@ -23,13 +23,13 @@ class PublicKey:
         self.text = key.public_bytes_raw().hex()
 
     @classmethod
-    def read(cls, path: Path) -> "PublicKey":
-        """From a PEM file; UsageError when it is missing or something else."""
+    def read(cls, path: Path, advice: str = "name it with --key") -> "PublicKey":
+        """From a PEM file; UsageError when it is missing (`advice` says what to do) or something else."""
         serialization, ed25519 = _cryptography()
         try:
             key = serialization.load_pem_public_key(path.read_bytes())
         except OSError as error:
-            raise UsageError(f"public key {path}: {error.strerror}; name it with --key") from None
+            raise UsageError(f"public key {path}: {error.strerror}; {advice}") from None
         except Exception as error:  # noqa: BLE001 - whatever a stranger's file makes it raise
             raise UsageError(f"public key {path} is no PEM public key: {error}") from None
         if not isinstance(key, ed25519.Ed25519PublicKey):

@@ -17,6 +17,10 @@ class ModelFolders:
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def of(self, name: str) -> Path:
+        """Where a class's published model lies, if there is one."""
+        return self._root / name
+
     def sweep(self) -> None:
         """Remove what a killed process left; put back a folder that it was about to replace."""
         for former in self._root.glob(f"{FORMER}*"):

@@ -12,7 +12,7 @@ from .accuracies import ACCURACIES
 from .branches.places import branch_folder
 from .branches.trained import chosen
 from .config import RunConfig
-from .finishing.finishing import Order
+from .finishing.order import Order
 from .finishing.start import DEFAULT_ROUNDS, OUTCOME, find_start, refuse
 from .jobs import EVENTS, JOB_KEY, Job, prepare, refuse_busy
 from .model_folders import RESULTS

@@ -133,16 +133,20 @@ class Production:
         tell: Callable[[str], None],
         names: Collection[str] | None = None,
     ) -> list[Made]:
-        """Put each model, or those named, into the registry and its folder, whole or not at all."""
+        """Put each model, or those named, into the registry, whole or not at all, and into its folder.
+
+        A model in the registry is published: where its folder cannot be written that is told, and it
+        is among those returned. Each is told when it is through, published or not.
+        """
         tell(STEPS[4])
         found = []
-        for name, work in list(self._works.items()):
-            if names is not None and name not in names:
-                continue
+        wanted = [name for name in self._works if names is None or name in names]
+        for done, name in enumerate(wanted, start=1):
             try:
-                found.append(self._published(name, work, publish))
+                found.append(self._published(name, self._works[name], publish))
             except (FedofaError, OSError) as error:
                 self.fail(name, error)
+            self._converted_one(STEPS[4], name, done, len(wanted))
         return found
 
     def _adjust(self) -> None:
@@ -165,7 +169,7 @@ class Production:
         def told(name: str) -> None:
             nonlocal done
             done += 1
-            self._log("converted", what=what, device_class=name, done=done, total=total)
+            self._converted_one(what, name, done, total)
 
         calls = {name: call(work) for name, work in self._works.items()}
         found = []
@@ -175,6 +179,9 @@ class Production:
             else:
                 found.append((self._works[name], result))
         return found
+
+    def _converted_one(self, what: str, name: str, done: int, total: int) -> None:
+        self._log("converted", what=what, device_class=name, done=done, total=total)
 
     def _export(self, converters: ForkServer) -> None:
         exported: FloatExport
@@ -243,10 +250,15 @@ class Production:
         )
         paths = {name: work.folder / file.name for name, file in draft.named().items()}
         manifest = publish(draft, paths)
-        (work.folder / "manifest.json").write_bytes(manifest.to_json())
-        path = self._folders.publish(name) / "manifest.json"
-        self._log("published", device_class=name, model=manifest.model, version=manifest.version)
-        return Made(name, manifest, path, work.figures, work.subnet.adjustment)
+        told = {"device_class": name, "model": manifest.model, "version": manifest.version}
+        self._log("published", **told)
+        folder = self._folders.of(name)
+        try:
+            (work.folder / "manifest.json").write_bytes(manifest.to_json())
+            self._folders.publish(name)
+        except OSError as error:  # devices pull the model by now: it has not failed
+            self._log("folder_failed", **told, folder=str(folder), reason=str(error))
+        return Made(name, manifest, folder / "manifest.json", work.figures, work.subnet.adjustment)
 
 
 def _kept(work: Work, entries: list[FileEntry]) -> list[FileEntry]:

@@ -191,6 +191,13 @@ class View:
             f"  {event['device_class']}: {event['model']} version {event['version']} published"
         )
 
+    def _on_folder_failed(self, event: Event) -> None:
+        self.line(
+            f"  {event['device_class']}: {event['model']} version {event['version']} is published, and "
+            f"devices pull it, but {event['folder']} could not be written: {event['reason']}",
+            "red",
+        )
+
     def _on_class_failed(self, event: Event) -> None:
         what = "measured" if event.get("job") == "evaluate" else "published"
         self.line(f"  {event['device_class']}: not {what}: {event['reason']}", "red")

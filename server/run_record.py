@@ -161,9 +161,10 @@ def read(folder: Path) -> RunRecord:
         if data != _line(body, signature):
             raise ValueError("its bytes are not those that were written")
         signed = bytes.fromhex(signature)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _bad(path, f"not a whole record ({error})") from None
-    if not PublicKey.read(folder / PUBLIC).confirms(signed, _signed(body)):
+    key = PublicKey.read(folder / PUBLIC, f"restore it: {RECORD} is signed with that key")
+    if not key.confirms(signed, _signed(body)):
         raise _bad(path, f"it was changed, or signed by another key than {PUBLIC}'s")
     try:
         return RunRecord.model_validate_json(body)

@@ -1,13 +1,18 @@
 """A model that was published while a finishing was under way is not replaced by what is finished."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fedofa.server.finishing import finishing
-from fedofa.server.finishing.start import check_current, find_start, write_start
+from fedofa.protos.manifest import Manifest
+from fedofa.server import run_record
+from fedofa.server.events import EventLog
+from fedofa.server.finishing import compared, finishing
+from fedofa.server.finishing.start import check_current, find_start, read_start, write_start
 from fedofa.server.jobs import Job, run_job
+from fedofa.server.model_folders import ModelFolders
 from fedofa.server.registry import Registry
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.weights import digest
@@ -74,3 +79,93 @@ def test_one_that_was_published_already_is_said_to_be(site: Site, tmp_path: Path
     site.publish(site.config.build_space().smallest(), "2" * 64, finished=finished)
     with pytest.raises(UsageError, match=r"it was finished meanwhile.*after fedofa specialize"):
         check_current(site.folder, site.state / "registry", start)
+
+
+class Killed(BaseException):
+    """What stands for kill -9."""
+
+
+def killed(*_: Any, **__: Any) -> Any:
+    raise Killed
+
+
+@pytest.fixture
+def always_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compared, "CHANCE", 2.0)
+
+
+def published_and_killed(site: Site, patch: pytest.MonkeyPatch) -> Manifest:  # noqa: F811
+    """Trained to its end, and its model in the registry; no folder of it, and no finished.json."""
+    with patch.context() as now:
+        now.setattr(finishing._Finishing, "_published", killed)
+        with pytest.raises(Killed):
+            site.finish(rounds=1)
+    start = read_start(site.folder)
+    assert start is not None
+    told = {
+        "run": "tiny", "round": 1, "supernet_sha256": start[0].supernet_sha256, "version": 1,
+        "rounds": 1, "gain": 0.25, "standard_error": 0.0625,
+    }  # fmt: skip
+    return site.publish(
+        start[0].arch,
+        digest(site.finished),
+        finished=finishing.Finished.model_validate(told),
+        metrics={"validation_accuracy.pytorch": 0.75},
+    )
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_one_that_was_killed_right_after_publishing_is_ended_by_resume(
+    newer: bool,
+    site: Site,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the class was specialized anew before it is resumed."""
+    manifest = published_and_killed(site, monkeypatch)
+    if newer:
+        specialized(site)
+    else:
+        figures = {"gain": 0.25, "standard_error": 0.0625, "p": 0.01, "verdict": "better: so much"}
+        EventLog(site.folder / "events.jsonl")("compared", **figures)
+    monkeypatch.setattr(finishing.Roll, "gather", killed)  # no device is asked
+    found = site.finish(None, resume=True)
+    assert json.loads((site.folder / "finished.json").read_text()) == found
+    assert (found["published"], found["version"], found["gain"]) == (True, 2, 0.25)
+    assert found["verdict"].endswith("; version 2 was published before this finishing was cut off")
+    if newer:
+        assert (found["before"], found["after"], found["p"]) == (0.5, 0.75, None)
+    else:
+        assert (found["p"], found["verdict"].startswith("better: so much;")) == (0.01, True)
+    assert found["devices"]["alone"] or found["devices"]["expanded"]
+    path = Path(found["manifest"])
+    assert path == site.folder / "models/small/manifest.json"
+    assert Manifest.from_json(path.read_bytes()) == manifest
+    names = {"manifest.json", *(entry.name for entry in manifest.named().values())}
+    assert {one.name for one in path.parent.iterdir()} == names
+    job = run_record.read(site.folder).newest("finish")
+    assert job is not None
+    assert job.published is not None
+    assert job.published.manifests.keys() == {"small"}
+    assert versions(site)[0] == ([1, 2, 3] if newer else [1, 2])
+    with pytest.raises(UsageError, match=r"is over; see finished\.json"):
+        site.job(resume=True)
+
+
+@pytest.mark.usefixtures("always_better")
+def test_a_folder_that_cannot_be_written_after_publishing_is_no_failed_publication(
+    site: Site,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ModelFolders, "publish", full)
+    found = site.finish(rounds=1)
+    assert (found["published"], found["version"]) == (True, 2)
+    assert versions(site) == ([1, 2], 2)
+    assert site.events("class_failed") == []
+    (told,) = site.events("folder_failed")
+    assert (told["version"], "No space left" in told["reason"]) == (2, True)
+    assert told["folder"] == str(site.folder / "models/small")
+    published = [event for event in site.events("converted") if event["what"] == "publishing"]
+    assert [(event["done"], event["total"]) for event in published] == [(1, 1)]

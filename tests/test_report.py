@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fedofa.server.report import command, content, costs
+from fedofa.server.report.columns import TABLES
 from fedofa.server.report.page import render
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
@@ -154,7 +155,7 @@ def test_what_is_no_specialized_run_is_refused_with_what_to_do(
     results = folder / "specialized.json"
     results.write_text(results.read_text()[:-50])
     code, text = asked("--run", str(folder))
-    assert (code, f"results {results} are damaged" in text) == (1, True)
+    assert (code, f"results {results}: they are not those that run.json" in text) == (1, True)
     (folder / "run.json").write_text("{")
     code, text = asked("--run", str(folder))
     assert (code, "run.json: not a whole record" in text) == (1, True)
@@ -198,6 +199,32 @@ def test_seeds_are_those_of_the_same_configuration_beside_it(
     beside("again", seed=7)
     beside("other-space", seed=8, recipe={**facts_of(folder).job.config["recipe"], "lr": 0.9})
     assert facts_of(folder).seeds == (0, 7)
+
+
+def test_seed_and_recipe_are_those_that_the_weights_were_trained_with(
+    reported_run: Path, tmp_path: Path
+) -> None:
+    """`fedofa run --seed 12345`, and then `fedofa specialize`, which takes the file's."""
+    folder = copied(reported_run, tmp_path)
+
+    def other_training(record: dict[str, Any]) -> None:
+        config = record["jobs"][0]["config"]
+        config.update(seed=12345, recipe={**config["recipe"], "name": "heterofl"})
+
+    signed_again(folder, other_training)
+    report = content.build(facts_of(folder))
+    (row,) = report["run"]
+    assert (row["seed"], row["recipe"], row["search_seed"]) == (12345, "heterofl", 0)
+    shown = {column.key: column.text(row) for column in TABLES["run"].columns}
+    assert (shown["seed"], shown["recipe"], shown["search_seed"]) == ("12345", "heterofl", "0")
+    items = {item["item"]: item for item in report["practices"]}
+    assert items["configuration"]["evidence"].startswith("seed: trained with another value")
+    assert "of seed 12345" in items["seeds"]["evidence"]
+    assert "--specialize" in items["seeds"]["advice"]
+
+    signed_again(folder, lambda record: record["jobs"].pop(0))
+    (row,) = content.build(facts_of(folder))["run"]
+    assert (row["seed"], row["recipe"]) == (None, None)
 
 
 def test_a_branch_is_reported_by_its_own_rounds(reported_run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from fedofa.server.demo_report import write_page
 from fedofa.server.report import charts, command, content, held_out
-from fedofa.server.report.columns import NOTHING, NUMBERS, TABLES, Column
+from fedofa.server.report.columns import TABLES
+from fedofa.server.report.forms import NOTHING, NUMBERS, Column
 from fedofa.server.report.page import OF_SOME, render
 from fedofa.supernet.errors import ArtifactError
 from html_page import Page

@@ -1,18 +1,19 @@
 """A class's subnet, trained a few rounds further, measured before and after, published where it is better.
 
 The training is a `Training` like any other, of a configuration derived from the run's (`derived.py`) and of
-the run's weights; the model is made as any specialization's. All of it lies in the finishing's own
-folder, with a record of its own (`run_record.py`): nothing of the run's is written.
+the run's weights; the model is made as any specialization's. One that was cut off after it was published
+is only written down (`recovered.py`). All of it lies in the finishing's own folder, with a record of its own (`run_record.py`): nothing of the run's is written.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ...protos import durable
 from ...protos.depot import STABLE
-from ...protos.manifest import Finished
+from ...protos.manifest import Finished, Manifest
 from ...specialize.export import preload
 from ...specialize.fork_server import ForkServer
 from ...supernet.axes import Weights
@@ -37,44 +38,12 @@ from ..strategy import SupernetStrategy
 from ..training import Training
 from .compared import Compared
 from .derived import finishing_config
-from .devices import Divided, divided
-from .start import (
-    OUTCOME,
-    Start,
-    check_current,
-    check_folder,
-    find_start,
-    finishing_folder,
-    read_start,
-    write_start,
-)
+from .devices import divided
+from .order import Order
+from .recovered import compared_row, devices_row, own_model, restored
+from .start import OUTCOME, Start, check_current, find_start, read_start, write_start
 
 MEASURING = "measuring before and after"
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be finished: a class of the run in `run`, for so many rounds (None: as begun)."""
-
-    run: Path
-    registry: Path
-    device_class: str
-    rounds: int | None
-    resume: bool
-
-    @property
-    def folder(self) -> Path:
-        """The finishing's own folder."""
-        return finishing_folder(self.run, self.device_class)
-
-    def check(self) -> None:
-        """UsageError where a finishing would overwrite another, or there is none to resume.
-
-        Also where the class has a newer model by now than the one that is to be finished on.
-        """
-        check_folder(self.folder, resume=self.resume, rounds=self.rounds)
-        if self.resume and (begun := read_start(self.folder)) is not None:
-            check_current(self.folder, self.registry, begun[0])
 
 
 def finish(order: Order, config: RunConfig, exchange: Exchange, log: EventLog) -> None:
@@ -118,6 +87,7 @@ class _Finishing:
         self._config = config.model_copy(update={"classes": alone})
         self._roll, self._space, self._log = roll, roll.space, log
         self._target: Arch = roll.space.arch(start.arch)
+        self._folders = ModelFolders(order.folder / MODELS)
 
     def run(self, before: Weights) -> None:
         """The whole way; `before` are the run's weights."""
@@ -132,6 +102,19 @@ class _Finishing:
         log("started", job="finish", rounds=start.rounds, done=training.round, **told)
         folder, scribe = self._order.folder, Scribe("finish", [log.path])
         scribe.begins(folder, self._own, training.round, digest(training.weights))
+        done = own_model(folder, self._order.registry, start) if self._order.resume else None
+        if done is None:
+            outcome, models = self._worked(training, before)
+        else:
+            outcome, models = self._recovered(training, done), [done]
+        durable.write(folder / OUTCOME, json.dumps(outcome, indent=1).encode())
+        left = published(folder / OUTCOME, models, str(self._order.registry), STABLE)
+        scribe.ends(folder, self._own, training.round, digest(training.weights), left)
+        log("finished", job="finish", **outcome)
+
+    def _worked(self, training: Training, before: Weights) -> tuple[dict[str, Any], list[Manifest]]:
+        """Train, measure and publish: what came of it, and the model that was published, if one was."""
+        start, log = self._start, self._log
         fleet = self._roll.gather()
         self._bounds(fleet)  # said before anything is trained
         devices = divided(self._own, self._space, self._target, fleet)
@@ -147,12 +130,17 @@ class _Finishing:
             self._roll.exchange.grid
         )
         compared, made = self._published(training.weights, before)
-        outcome = self._outcome(compared, made, devices, training)
-        durable.write(folder / OUTCOME, json.dumps(outcome, indent=1).encode())
-        models = [made.manifest] if made else []
-        left = published(folder / OUTCOME, models, str(self._order.registry), STABLE)
-        scribe.ends(folder, self._own, training.round, digest(training.weights), left)
-        log("finished", job="finish", **outcome)
+        manifest, path = (made.manifest, made.path) if made else (None, None)
+        rows = compared.to_row(), devices.to_row()
+        return self._outcome(*rows, manifest, path, training), [manifest] if manifest else []
+
+    def _recovered(self, training: Training, manifest: Manifest) -> dict[str, Any]:
+        """What came of it, where the model was published before it was cut off."""
+        path = restored(self._folders, self._order.registry, manifest)
+        name, model, version = manifest.device_class, manifest.model, manifest.version
+        self._log("published", device_class=name, model=model, version=version)
+        rows = compared_row(self._log.path, manifest), devices_row(self._log.path)
+        return self._outcome(*rows, manifest, path, training)
 
     def _bounds(self, fleet: Fleet) -> ClassBudget:
         """What the class's model must keep to; RunError where its subnet no longer does."""
@@ -198,7 +186,7 @@ class _Finishing:
         return compared, self._made(chosen, evaluator, fleet)
 
     def _made(self, chosen: Chosen, evaluator: FederatedEvaluator, fleet: Fleet) -> Made:
-        folders = ModelFolders(self._order.folder / MODELS)
+        folders = self._folders
         folders.sweep()
         work = Production(self._config, evaluator, fleet, folders, self._log)
         try:
@@ -231,22 +219,23 @@ class _Finishing:
 
     def _outcome(
         self,
-        compared: Compared,
-        made: Made | None,
-        devices: Divided,
+        compared: Mapping[str, Any],
+        devices: Mapping[str, Any],
+        manifest: Manifest | None,
+        path: Path | None,
         training: Training,
     ) -> dict[str, Any]:
         start = self._start
         return {
             "class": start.device_class,
-            "published": made is not None,
-            "version": made and made.manifest.version,
-            **compared.to_row(),
+            "published": manifest is not None,
+            "version": manifest and manifest.version,
+            **compared,
             "arch": dict(start.arch),
             "from": {k: v for k, v in asdict(start).items() if k not in ("arch", "device_class")},
             "method": self._config.finish.method,
-            "devices": devices.to_row(),
-            "manifest": made and str(made.path),
+            "devices": dict(devices),
+            "manifest": path and str(path),
             **training.told(),
         }
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ...protos.manifest import Manifest
+from ...protos.manifest import Finished, Manifest
 from ...supernet.errors import UsageError
 from ...supernet.space import Space, plain
 from ...supernet.weights import digest
@@ -40,6 +40,11 @@ class Start:
     supernet_sha256: str
     version: int
     rounds: int
+
+    def led_to(self, told: Finished) -> bool:
+        """Whether a manifest says that its model was finished from here, for as many rounds."""
+        said = (told.run, told.round, told.supernet_sha256, told.version, told.rounds)
+        return said == (self.run, self.round, self.supernet_sha256, self.version, self.rounds)
 
 
 def finishing_folder(run: Path, device_class: str) -> Path:

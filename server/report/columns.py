@@ -1,84 +1,24 @@
-"""The report's tables: which values of a row are shown, under which heading, and how they are spelt."""
+"""The report's tables: which values of a row are shown, under which heading, and in which form."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
-NOTHING = "–"
-
-
-def _when(value: float) -> str:
-    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _bounds(value: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {bound:,}" for key, bound in value.items()) or "none"
-
-
-FORMS: Mapping[str, Callable[[Any], str]] = MappingProxyType(
-    {
-        "text": str,
-        "count": lambda value: f"{value:,}",
-        "percent": lambda value: f"{100 * value:.1f} %",
-        "points": lambda value: f"{100 * value:+.1f}",
-        "signed": lambda value: f"{value:+.1f} %",
-        "number": lambda value: f"{value:.4g}",
-        "seconds": lambda value: f"{value:,.1f}",
-        "list": lambda value: ", ".join(map(str, value)),
-        "bounds": _bounds,
-        "when": _when,
-        "digest": str,
-        "flag": lambda value: "yes" if value else "no",
-    }
-)
-"""How a value is spelt, by the name of its form."""
-NUMBERS = ("count", "percent", "points", "signed", "number", "seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One value of a row. A `narrow` one is shown on terminals too."""
-
-    key: str
-    heading: str
-    form: str = "text"
-    narrow: bool = False
-
-    def text(self, row: Mapping[str, Any]) -> str:
-        """The row's value as people read it."""
-        value = row[self.key]
-        return NOTHING if value is None else FORMS[self.form](value)
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of the report: its caption, what must be known to read it, its columns."""
-
-    caption: str
-    note: str
-    columns: tuple[Column, ...]
-
-
-def _c(key: str, heading: str, form: str = "text") -> Column:
-    return Column(key, heading, form)
-
-
-def _n(key: str, heading: str, form: str = "text") -> Column:
-    return Column(key, heading, form, narrow=True)
-
+from .forms import Table
+from .forms import column as _c
+from .forms import narrow as _n
 
 TABLES: Mapping[str, Table] = MappingProxyType(
     {
         "run": Table(
             "The run",
-            "Configuration and versions are in run.json, signed with the run's key.",
+            "Configurations and versions are in run.json, signed with the run's key. Seed and recipe are the "
+            "training's.",
             (
-                _n("name", "run"), _n("seed", "seed", "number"), _n("space", "space"),
+                _n("name", "run"), _n("seed", "seed"), _n("space", "space"),
                 _n("recipe", "recipe"), _n("round", "round", "count"),
                 _n("devices", "devices", "count"), _c("classes", "classes", "list"),
-                _n("method", "search"), _c("abandoned", "rounds given up", "count"),
+                _n("method", "search"), _c("search_seed", "the search's seed"),
+                _c("abandoned", "rounds given up", "count"),
                 _c("unrecorded", "rounds not in the ledger", "count"),
                 _c("began_unix_s", "began", "when"), _c("processor", "processor"),
                 _c("cores", "cores", "count"), _c("system", "system"), _c("python", "Python"),

@@ -10,8 +10,10 @@ from typing import Any
 from ...supernet.cost import cost
 from ..run_record import Environment
 from . import costs, fronts, lineage, other_content, others, practices
-from .facts import Facts, Row
+from .columns import TABLES
+from .facts import Facts
 from .held_out import HeldOut
+from .logs import Row
 from .others import Others
 
 SCHEMA = 1
@@ -20,11 +22,25 @@ NO_CLAIM = "not shown to beat random"
 
 
 def build(facts: Facts, held_out: Sequence[HeldOut] = (), beside: Others | None = None) -> Report:
-    """All of it; `beside` are the run's fleets and finishings, read here where they are not given."""
+    """All of it; `beside` are the run's fleets and finishings, read here where they are not given.
+
+    Where a link of the lineage is broken, that and the practices alone: no figure of files that may
+    have been changed.
+    """
     beside = others.read(facts) if beside is None else beside
     found = lineage.trace(facts, beside)
     return {
         "schema_version": SCHEMA,
+        **({name: [] for name in TABLES} if found.broken else _figures(facts, held_out, beside)),
+        "practices": practices.told(practices.judge(facts, found, held_out)),
+        "lineage": lineage.told(found),
+        "lineage_notes": list(found.notes),
+        "broken": list(found.broken),
+    }
+
+
+def _figures(facts: Facts, held_out: Sequence[HeldOut], beside: Others) -> Report:
+    return {
         "run": [_run(facts)],
         "models": _models(facts),
         "audit": [_audit(row) for row in facts.results],
@@ -38,25 +54,22 @@ def build(facts: Facts, held_out: Sequence[HeldOut] = (), beside: Others | None 
         "evaluations": costs.of_measuring(facts),
         "anytime": _anytime(facts),
         "predictor": [_predictor(row) for row in facts.results],
-        "practices": practices.told(practices.judge(facts, found, held_out)),
-        "lineage": lineage.told(found),
-        "lineage_notes": list(found.notes),
-        "broken": list(found.broken),
     }
 
 
 def _run(facts: Facts) -> Row:
     job, book = facts.job, facts.book
-    config = facts.config
+    config, trained = facts.config, facts.trained_by
     return {
         "name": config.name,
-        "seed": config.seed,
+        "seed": trained and trained.seed,
         "space": str(config.space.get("preset", config.space.get("family"))),
-        "recipe": config.recipe.name,
+        "recipe": trained and trained.recipe.name,
         "round": job.round,
         "devices": len(facts.joined),
         "classes": list(config.classes),
         "method": config.search.method,
+        "search_seed": config.seed,
         "supernet_sha256": job.weights,
         "ledger_head": job.head,
         "abandoned": None if book is None else book.abandoned,

@@ -8,7 +8,8 @@ profiles give them (measuring); seconds are the server's, with the waiting for d
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .facts import Facts, Row
+from .facts import Facts
+from .logs import Row
 
 FIDELITY: Mapping[str, str] = {
     "query.moments": "norm statistics, on the devices' training examples",

@@ -1,10 +1,11 @@
 """What a run folder says of a specialized run, read once and checked where it is read."""
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from ...supernet.errors import ArtifactError, FedofaError, UsageError
 from ...supernet.space import Space
@@ -13,38 +14,15 @@ from ..branches.places import FOLDER as BRANCHES
 from ..branches.places import branch_folder
 from ..checkpoint import CHECKPOINTS, CheckpointStore
 from ..config import RunConfig, parse_config
-from ..contributions import Contribution, count, counted_entries
-from ..ledger_chain import LEDGER, Chain, checked
-from ..ledger_entries import Abandoned, Entry, Round
-from ..ledger_keys import PUBLIC, PublicKey
 from ..model_folders import RESULTS
 from ..run_record import JobRecord, RunRecord
+from . import logs
+from .books import Book, book_of
+from .logs import Row
 
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Book:
-    """A checked ledger up to the round that was specialized: what counts of it."""
-
-    chain: Chain
-    entries: tuple[Entry, ...]
-    unrecorded: int
-
-    @property
-    def rounds(self) -> tuple[Round, ...]:
-        """The rounds that are done."""
-        return tuple(entry for entry in self.entries if isinstance(entry, Round))
-
-    @property
-    def abandoned(self) -> int:
-        """How many rounds came to nothing."""
-        return sum(isinstance(entry, Abandoned) for entry in self.entries)
-
-    @property
-    def contributions(self) -> list[Contribution]:
-        """What each device gave."""
-        return count(self.entries)
+AGAIN = "restore it, or specialize again"
+Source = Literal["results", "events", "ledger"]
+"""What items and figures rest on, beside the signed record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +35,9 @@ class Facts:
     `trained` and `searched` are the events of all training and of `job`;
     `joined` the newest profile event of each device. `seeds` are those of runs beside this one that
     differ in name and seed only, its own among them.
+
+    `changed` says in words which of its files are not what the jobs left: what rests on those is empty
+    here, so that nothing is told from them.
     """
 
     folder: Path
@@ -72,6 +53,15 @@ class Facts:
     searched: tuple[Row, ...]
     book: Book | None
     seeds: tuple[int, ...]
+    changed: Mapping[Source, tuple[str, ...]]
+
+    @property
+    def trained_by(self) -> RunConfig | None:
+        """The configuration that the weights were trained by; None where it is not known.
+
+        ArtifactError where this version takes it for none.
+        """
+        return None if self.training is None else config_of(self.folder, self.training)
 
 
 def run_folder(run: Path, branch: str | None) -> Path:
@@ -89,18 +79,20 @@ def run_folder(run: Path, branch: str | None) -> Path:
 
 
 def read(folder: Path) -> Facts:
-    """Read it all.
+    """Read it all; a file that is not what its job left is told in `changed`.
 
     UsageError for a folder without a run, or a run that is not specialized yet; ArtifactError for a
-    file that is missing, half-written or not what was written.
+    record that is not whole, or results or a configuration that this version does not know.
     """
     record = _record(folder)
     job = record.newest("specialize") or record.newest("fleet")
     if job is None:
         raise UsageError(_unfinished(folder, record))
     training, config = record.newest("train"), config_of(folder, job)
-    logs = {name: _mine(folder, _log(folder / name, size)) for name, size in _extents(record)}
-    events = [event for log in logs.values() for event in log]
+    lost = tuple(logs.changed(folder, record))
+    events = [] if lost else [event for log in logs.events(folder, record) for event in log]
+    results, no_results = _results(folder / RESULTS, job)
+    book, no_book = kept_book(folder, job.round)
     return Facts(
         folder=folder,
         record=record,
@@ -108,13 +100,14 @@ def read(folder: Path) -> Facts:
         job=job,
         config=config,
         space=config.build_space(),
-        results=tuple(_results(folder / RESULTS)) if job.kind == "specialize" else (),
+        results=results,
         joined={str(e["device"]): e for e in events if e["event"] == "device_joined"},
         data_form=next((e for e in reversed(events) if e["event"] == "data_form"), None),
-        trained=tuple(event for found in _jobs(events, "train") for event in found),
-        searched=events_of(folder, job),
-        book=book_of(folder, job.round),
+        trained=tuple(event for found in logs.jobs(events, "train") for event in found),
+        searched=() if lost else logs.events_of(folder, job),
+        book=book,
         seeds=_seeds(folder, training),
+        changed={"results": no_results, "events": lost, "ledger": no_book},
     )
 
 
@@ -148,84 +141,28 @@ def config_of(folder: Path, job: JobRecord) -> RunConfig:
         ) from None
 
 
-def _extents(record: RunRecord) -> list[tuple[str, int]]:
-    """Each event log of the record's jobs, and how much of it the newest one of them vouches for."""
-    found: dict[str, int] = {}
-    for job in record.jobs:
-        for name, mark in job.logs.items():
-            found[name] = max(found.get(name, 0), mark.size_bytes)
-    return list(found.items())
-
-
-def _log(path: Path, size_bytes: int) -> Iterator[Row]:
-    """The events of a log's beginning; what a killed server left of a line is passed over."""
+def _results(path: Path, job: JobRecord) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The results of a specialization; or none, and in words that they are not what it left."""
+    if job.published is None or job.kind != "specialize":
+        return (), ()
     try:
-        data = path.read_bytes()[:size_bytes]
+        data = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"event log {path}: {error.strerror}; restore it") from None
-    for line in data.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("event"), str):
-            yield event
+        return (), (f"results {path}: {error.strerror}; {AGAIN}",)
+    if hashlib.sha256(data).hexdigest() != job.published.results_sha256:
+        return (), (f"results {path}: they are not those that {run_record.RECORD} noted; {AGAIN}",)
+    rows = json.loads(data)
+    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise ArtifactError(f"results {path}: a list of records expected; specialize again")
+    return tuple(rows), ()
 
 
-def _mine(folder: Path, events: Iterable[Row]) -> list[Row]:
-    """Without what other branches of the run did."""
-    branch = folder.name if folder.parent.name == BRANCHES else None
-    return [event for event in events if event.get("branch") in (None, branch)]
-
-
-def _jobs(events: Sequence[Row], kind: str) -> list[list[Row]]:
-    """The events of each job of a kind, from where it started to where another one did."""
-    found: list[list[Row]] = []
-    for event in events:
-        if event["event"] == "started":
-            found.append([])
-        if found:
-            found[-1].append(event)
-    return [job for job in found if job[0].get("job") == kind]
-
-
-def events_of(folder: Path, job: JobRecord) -> tuple[Row, ...]:
-    """The events of a job for the classes or a fleet, or of a finishing, as its log held them then."""
-    started = "finish" if job.kind == "finish" else "specialize"
-    found = [
-        events
-        for name, mark in job.logs.items()
-        for events in _jobs(_mine(folder, _log(folder / name, mark.size_bytes)), started)
-        if events[0].get("fleet") == job.fleet
-    ]
-    return tuple(found[-1]) if found else ()
-
-
-def _results(path: Path) -> list[Row]:
+def kept_book(folder: Path, round_: int) -> tuple[Book | None, tuple[str, ...]]:
+    """A folder's ledger up to a round; or in words what is wrong with it."""
     try:
-        rows = json.loads(path.read_bytes())
-        if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-            raise ValueError("a list of records expected")
-    except OSError as error:
-        raise ArtifactError(f"results {path}: {error.strerror}; specialize again") from None
-    except ValueError as error:
-        raise ArtifactError(f"results {path} are damaged ({error}); specialize again") from None
-    return rows
-
-
-def book_of(folder: Path, round_: int) -> Book | None:
-    """A folder's ledger, checked, up to a round; None where there is none."""
-    path = folder / LEDGER
-    if not path.exists():
-        return None
-    return book_at(checked(path, PublicKey.read(folder / PUBLIC)), round_)
-
-
-def book_at(chain: Chain, round_: int) -> Book:
-    """What a checked ledger holds up to a round."""
-    entries = tuple(entry for entry in counted_entries(chain) if entry.round <= round_)
-    recorded = sum(isinstance(entry, Round) for entry in entries)
-    return Book(chain, entries, round_ - recorded)
+        return book_of(folder, round_), ()
+    except FedofaError as error:
+        return None, (str(error),)
 
 
 def _seeds(folder: Path, training: JobRecord | None) -> tuple[int, ...]:
@@ -244,14 +181,16 @@ def _seeds(folder: Path, training: JobRecord | None) -> tuple[int, ...]:
         theirs = other.newest("train")
         if theirs is None or other.newest("specialize") is None:
             continue
-        if _but_seed(theirs) == _but_seed(training):
-            found.add(int(theirs.config["seed"]))
+        if _but_seed(theirs) == _but_seed(training) and isinstance(theirs.config.get("seed"), int):
+            found.add(theirs.config["seed"])
     return tuple(sorted(found))
 
 
 def _but_seed(job: JobRecord) -> Row:
-    """Its configuration, but for name, seed, and the seed of its data."""
+    """Its configuration, but for name, seed, and the seed of its data; of another version as it is."""
     config = {key: part for key, part in job.config.items() if key not in ("name", "seed")}
-    simulation = dict(config["simulation"])
+    simulation = config.get("simulation")
+    if not isinstance(simulation, dict) or not isinstance(simulation.get("arguments"), dict):
+        return config
     arguments = {k: v for k, v in simulation["arguments"].items() if k != "seed"}
     return {**config, "simulation": {**simulation, "arguments": arguments}}

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .facts import Facts, Row
+from .facts import Facts
 from .held_out import HeldOut
 from .lineage import Lineage
+from .logs import Row
 
 State = Literal["met", "not met", "does not apply"]
 TOLD = 3

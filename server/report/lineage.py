@@ -26,7 +26,8 @@ from ..fleet_report import ASSIGNMENT
 from ..ledger_entries import arch_digest
 from ..model_folders import MODELS, RESULTS
 from . import links, other_links
-from .facts import Facts, Row
+from .facts import Facts
+from .logs import Row
 from .others import FinishingFacts, FleetFacts, Others
 
 CLASSES = "classes"
@@ -68,7 +69,8 @@ class Lineage:
 
 def trace(facts: Facts, others: Others) -> Lineage:
     """Follow every link of a specialized run; what does not hold is in `broken`."""
-    work = _Tracing([*links.logs(facts), *others.broken], list(others.notes))
+    said = [line for lines in facts.changed.values() for line in lines]
+    work = _Tracing([*said, *others.broken], list(others.notes))
     if facts.job.kind == "specialize":
         work.classes(facts, others.finished)
     for fleet in others.fleets:
@@ -121,7 +123,7 @@ class _Tracing:
         facts, published = one.facts, one.facts.job.published
         assert published is not None  # noqa: S101 - it is of a job that is done
         self.broken += [
-            *links.logs(facts),
+            *(line for lines in facts.changed.values() for line in lines),
             *links.results_file(facts.folder / OUTCOME, published),
             *links.supernet(facts),
             *links.ledger(facts),
@@ -183,7 +185,7 @@ def _artifact(models: _Models, manifest: Manifest, sha256: str, entry: FileEntry
     facts, finishing = models.facts, models.finishing
     books = [facts.book] if finishing is None else [finishing.begun, facts.book]
     kept = [book for book in books if book is not None]
-    given = [one.device for book in kept for one in book.contributions if one.accepted]
+    given = [device for book in kept for device in book.devices]
     return Artifact(
         of=models.of,
         device_class=manifest.device_class,

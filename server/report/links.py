@@ -11,34 +11,13 @@ from ...supernet.space import plain
 from ...supernet.weights import digest
 from ..checkpoint import CHECKPOINTS, CheckpointStore
 from ..ledger_chain import LEDGER
-from ..ledger_entries import LedgerError, Round
+from ..ledger_entries import LedgerError
 from ..model_folders import MODELS, RESULTS
 from ..registry import DATABASE, Registry
-from ..run_record import RECORD, LogMark, Published
-from .facts import Book, Facts, Row
+from ..run_record import RECORD, Published
+from .facts import AGAIN, Facts
+from .logs import Row
 from .pulled import other_model
-
-AGAIN = "restore it, or specialize again"
-
-
-def logs(facts: Facts) -> Iterator[str]:
-    """Event logs: whether they begin with what each job of the record left in them."""
-    for job in facts.record.jobs:
-        for name, mark in job.logs.items():
-            path = facts.folder / name
-            if _beginning(path, mark) != mark.sha256:
-                yield (
-                    f"event log {path}: its first {mark.size_bytes} bytes are not those that "
-                    f"{RECORD} noted when the {job.kind} job wrote them; restore it"
-                )
-
-
-def _beginning(path: Path, mark: LogMark) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.sha256(file.read(mark.size_bytes)).hexdigest()
-    except OSError as error:
-        return str(error)
 
 
 def results_file(path: Path, published: Published) -> Iterator[str]:
@@ -48,9 +27,10 @@ def results_file(path: Path, published: Published) -> Iterator[str]:
 
 
 def results(facts: Facts, published: Published) -> Iterator[str]:
-    """The results of the newest specialization."""
+    """Whether the results of the newest specialization, those that it left, are of its models."""
+    if facts.changed["results"]:
+        return  # said already
     path = facts.folder / RESULTS
-    yield from results_file(path, published)
     said = {str(row["class"]): str(row["manifest_sha256"]) for row in facts.results}
     if said != published.manifests:
         yield f"results {path}: their classes or manifests are not {RECORD}'s; {AGAIN}"
@@ -83,6 +63,8 @@ def ledger(facts: Facts) -> Iterator[str]:
     """The round that left the weights, and that the ledger still holds what was noted of it."""
     book, job, path = facts.book, facts.job, facts.folder / LEDGER
     if book is None:
+        if facts.changed["ledger"]:
+            return  # said already
         if job.head is not None:
             yield f"ledger {path}: it is not there; {RECORD} noted its head {job.head}; restore it"
         return
@@ -91,19 +73,11 @@ def ledger(facts: Facts) -> Iterator[str]:
             book.chain.place(job.head)
     except LedgerError as error:
         yield f"{error}; {RECORD} noted that hash"
-    left = left_by(book)
-    if book.unrecorded == 0 and left != job.weights:
+    if book.unrecorded == 0 and book.left != job.weights:
         yield (
-            f"ledger {path}: round {job.round} left the weights {left}; "
+            f"ledger {path}: round {job.round} left the weights {book.left}; "
             f"{RECORD} says that {job.weights} were specialized; {AGAIN}"
         )
-
-
-def left_by(book: Book) -> str:
-    """The weights after the last entry that is about them."""
-    known = [entry for entry in book.entries if entry.kind in ("started", "resumed", "round")]
-    last = known[-1]
-    return last.after if isinstance(last, Round) else str(getattr(last, "weights", ""))
 
 
 def manifest_of(path: Path, sha256: str) -> Manifest:
@@ -133,7 +107,12 @@ def subnet(
         return
     if said is not None and said["arch"] != manifest.arch:
         yield f"{where}: its architecture is not that of {results}; {AGAIN}"
-    if cost(facts.space, facts.space.arch(manifest.arch)).to_dict() != manifest.cost:
+    try:
+        spent = cost(facts.space, facts.space.arch(manifest.arch)).to_dict()
+    except FedofaError as error:
+        yield f"{where}: {error}; {AGAIN}"
+        return
+    if spent != manifest.cost:
         yield f"{where}: its architecture does not cost what it says; {AGAIN}"
 
 
@@ -157,8 +136,8 @@ def in_registry(
         notes += [] if note in notes else [note]
         return []
     broken = []
-    with Registry(root) as registry:
-        try:
+    try:
+        with Registry(root) as registry:
             held = registry.manifest(manifest.model, manifest.version).to_json()
             if hashlib.sha256(held).hexdigest() != sha256:
                 broken.append(
@@ -169,8 +148,8 @@ def in_registry(
                 path = registry.blob_path(entry.sha256)
                 if _sha256(path) != entry.sha256:
                     broken.append(f"registry {root}: file {path} was changed; {AGAIN}")
-        except FedofaError as error:
-            broken.append(f"registry {root}: {error}; {AGAIN}")
+    except FedofaError as error:
+        broken.append(f"registry {root}: {error}; {AGAIN}")
     return broken
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .costs import FIDELITY, of_measuring, of_rounds
-from .facts import Row
+from .logs import Row
 from .others import FinishingFacts, FleetFacts, Others
 
 Rows = list[dict[str, Any]]

@@ -11,11 +11,10 @@ from .. import registry_plans
 from ..finishing.start import START, read_start
 from ..fleet_report import ASSIGNMENT
 from ..ledger_chain import LEDGER
-from ..ledger_entries import Started
 from ..model_folders import MODELS
 from ..registry import DATABASE, Registry
 from ..run_record import RECORD, Published
-from .links import AGAIN, left_by
+from .facts import AGAIN
 from .others import FinishingFacts, FleetFacts
 
 
@@ -98,16 +97,16 @@ def begun(one: FinishingFacts) -> Iterator[str]:
             f"checkpoint {folder / START}: its weights are {kept}; the finishing says that it began "
             f"with {start.supernet_sha256}; restore it"
         )
-    first = None if book is None else book.entries[0]
-    if isinstance(first, Started) and first.weights != start.supernet_sha256:
+    first = None if book is None else book.first
+    if first is not None and first != start.supernet_sha256:
         yield (
-            f"ledger {folder / LEDGER}: it begins with the weights {first.weights}, not with those of "
+            f"ledger {folder / LEDGER}: it begins with the weights {first}, not with those of "
             f"{START}/, {start.supernet_sha256}; restore it"
         )
     run = one.begun
-    if run is not None and run.unrecorded == 0 and left_by(run) != start.supernet_sha256:
+    if run is not None and run.unrecorded == 0 and run.left != start.supernet_sha256:
         yield (
-            f"ledger {run.chain.path}: round {start.round} left the weights {left_by(run)}; the "
+            f"ledger {run.chain.path}: round {start.round} left the weights {run.left}; the "
             f"finishing {folder} began with {start.supernet_sha256}, which are not the run's; restore it"
         )
 
@@ -119,9 +118,9 @@ def finished(one: FinishingFacts, manifest: Manifest) -> Iterator[str]:
     if told is None:
         yield f"{where}: it does not say that it was finished; {RECORD} in {one.facts.folder} does"
         return
-    said = (told.run, told.round, told.supernet_sha256, told.version, told.rounds)
-    own = (start.run, start.round, start.supernet_sha256, start.version, start.rounds)
-    if said != own:
+    if not start.led_to(told):
+        said = (told.run, told.round, told.supernet_sha256, told.version, told.rounds)
+        own = (start.run, start.round, start.supernet_sha256, start.version, start.rounds)
         yield (
             f"{where}: it was finished from {said}; {one.facts.folder / START} says {own} "
             "(run, round, weights, version, rounds); restore it"

@@ -13,7 +13,10 @@ from ..finishing.start import FINISHED, OUTCOME, START, Start, read_start
 from ..fleet_plan import FOLDER as FLEETS
 from ..fleet_report import ASSIGNMENT
 from ..run_record import RECORD, JobRecord, RunRecord
-from .facts import Book, Facts, Row, book_at, book_of, config_of, events_of
+from . import logs
+from .books import Book, book_at
+from .facts import Facts, config_of, kept_book
+from .logs import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +130,20 @@ def _finishing(facts: Facts, folder: Path) -> FinishingFacts | str:
         raise ArtifactError(f"finishing {folder / START}: it holds no checkpoint; restore it")
     mine = _as_of(facts, record, job, folder)
     start = begun[0]
-    from_run = None if facts.book is None else book_at(facts.book.chain, start.round)
+    from_run = _book_at(facts, start.round)
     return FinishingFacts(folder.name, mine, start, _left(folder / OUTCOME, job), from_run)
 
 
 def _as_of(facts: Facts, record: RunRecord, job: JobRecord, folder: Path) -> Facts:
     """The facts of another job, in the run's folder or in one of its own."""
-    config, events = config_of(folder, job), events_of(folder, job)
+    config = config_of(folder, job)
     if folder == facts.folder:
-        book = None if facts.book is None else book_at(facts.book.chain, job.round)
+        lost, no_book = facts.changed["events"], facts.changed["ledger"]
+        book = _book_at(facts, job.round)
     else:
-        book = book_of(folder, job.round)
+        lost = tuple(logs.changed(folder, record))
+        book, no_book = kept_book(folder, job.round)
+    events = () if lost else logs.events_of(folder, job)
     return replace(
         facts,
         folder=folder,
@@ -149,7 +155,15 @@ def _as_of(facts: Facts, record: RunRecord, job: JobRecord, folder: Path) -> Fac
         trained=events,
         searched=events,
         book=book,
+        changed={"results": (), "events": lost, "ledger": no_book},
     )
+
+
+def _book_at(facts: Facts, round_: int) -> Book | None:
+    """The run's ledger up to a round; read anew only where that is another than the report's."""
+    if facts.book is None or round_ == facts.job.round:
+        return facts.book
+    return book_at(facts.book.chain, round_)
 
 
 def _left(path: Path, job: JobRecord) -> Row | None:

@@ -7,8 +7,9 @@ from types import MappingProxyType
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import charts
-from .columns import NUMBERS, TABLES
+from .columns import TABLES
 from .content import Report
+from .forms import NUMBERS
 
 TEMPLATE = "page.html"
 HEADINGS = (

@@ -4,9 +4,9 @@ from ...specialize.predictors.rank_report import FEWEST
 from ..model_folders import RESULTS
 from ..run_record import RECORD
 from .costs import of_measuring
-from .facts import Row
 from .finding import NO_CLASSES, Finding, Scene, finding, of_classes
 from .held_out import HOW
+from .logs import Row
 
 FEWEST_RANDOM = 8
 """Random subnets of a class; Yang et al. (2020) compare with eight seeds."""

@@ -1,6 +1,5 @@
 """Best practices that are about the run and its training. Advice is in each finding."""
 
-from ..config import parse_config
 from ..fingerprint import fingerprint
 from ..ledger_chain import LEDGER
 from ..run_record import RECORD
@@ -12,10 +11,10 @@ NEEDED_PACKAGES = ("fedofa", "torch")
 
 def configuration(scene: Scene) -> Finding:
     """The training's configuration, and that the specialization used the same."""
-    training, where = scene.facts.training, f"{RECORD}: jobs.config"
-    if training is None:
+    trained, where = scene.facts.trained_by, f"{RECORD}: jobs.config"
+    if trained is None:
         return Finding("not met", f"{RECORD} has no training that was done", "fedofa run --resume")
-    mine = fingerprint(parse_config(training.config), scene.facts.space)
+    mine = fingerprint(trained, scene.facts.space)
     theirs = fingerprint(scene.facts.config, scene.facts.space)
     return finding(
         [f"{key}: trained with another value" for key in mine if mine[key] != theirs.get(key)],
@@ -50,8 +49,9 @@ def seeds(scene: Scene) -> Finding:
     return finding(
         [] if len(seeds) >= FEWEST_SEEDS else [told],
         told,
-        f"run and specialize the same configuration with {FEWEST_SEEDS} seeds or more, each under a "
-        "name of its own (fedofa run --seed)",
+        f"write the configuration with {FEWEST_SEEDS} seeds or more, each with a name of its own, and "
+        "run and specialize each file (fedofa specialize takes the seed of the file, so one that was "
+        "given with fedofa run --seed goes with --specialize alone)",
     )
 
 
@@ -110,9 +110,9 @@ def training_cost(scene: Scene) -> Finding:
         for e in facts.trained
         if e["event"] == "round" and None not in (e.get("train_macs"), e.get("seconds"))
     }
-    rounds = () if facts.book is None else facts.book.rounds
-    missing = [f"round {r.round}" for r in rounds if r.assigned and r.round not in known]
-    missing += [] if rounds else ["no round is in the ledger"]
+    book = facts.book
+    missing = [f"round {number}" for number in (book.asked if book else ()) if number not in known]
+    missing += [] if book and book.rounds else ["no round is in the ledger"]
     return finding(
         missing,
         "event log: round.train_macs, .seconds, .bytes_sent, .bytes_received",
