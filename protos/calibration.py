@@ -31,10 +31,13 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Sums over examples; `bins` of equal width from confidence 0 to 1."""
+    """Sums over examples; `bins` of equal width from confidence 0 to 1.
 
-    counts: tuple[int, ...]
-    right: tuple[int, ...]
+    Counts are whole where a device tells them, and need not be in one that was made to count less.
+    """
+
+    counts: tuple[float, ...]
+    right: tuple[float, ...]
     confidence: tuple[float, ...]
     nll_sum: float
     brier_sum: float
@@ -89,7 +92,7 @@ class Calibration:
                 f"calibration: {len(self.counts)} and {len(other.counts)} bins do not add up"
             )
 
-        def both(mine: Sequence[int], theirs: Sequence[int]) -> tuple[int, ...]:
+        def both(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
             return tuple(a + b for a, b in zip(mine, theirs, strict=True))
 
         confidence = zip(self.confidence, other.confidence, strict=True)
@@ -101,17 +104,33 @@ class Calibration:
             self.brier_sum + other.brier_sum,
         )
 
+    def lighter(self, weight: float) -> "Calibration":
+        """The same measures of `weight` times as many examples, above 0."""
+
+        def scaled(sums: Sequence[float]) -> tuple[float, ...]:
+            return tuple(weight * one for one in sums)
+
+        return Calibration(
+            scaled(self.counts),
+            scaled(self.right),
+            scaled(self.confidence),
+            weight * self.nll_sum,
+            weight * self.brier_sum,
+        )
+
     def sums(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], float, float]:
-        """As they travel: the fields in order."""
-        return self.counts, self.right, self.confidence, self.nll_sum, self.brier_sum
+        """As they travel, the fields in order; counts that are not whole are rounded."""
+        counts, right = (tuple(round(one) for one in part) for part in (self.counts, self.right))
+        return counts, right, self.confidence, self.nll_sum, self.brier_sum
 
     def report(self) -> dict[str, float]:
         """What a report prints: each measure, and what an ECE is to be compared with."""
         names = ("ece", "ece_error", "ece_by_chance", "nll", "brier")
-        return {name: float(getattr(self, name)) for name in names} | {"examples": self.examples}
+        measures = {name: float(getattr(self, name)) for name in names}
+        return measures | {"examples": max(1, round(self.examples))}
 
     @property
-    def examples(self) -> int:
+    def examples(self) -> float:
         """How many."""
         return sum(self.counts)
 

@@ -239,13 +239,16 @@ def lighter(measured: Measured, weight: float) -> Measured:
 
 
 def lighter_file(figure: FileMeasured, weight: float) -> FileMeasured:
-    """The same accuracies and difference, counting less where `weight` is below 1."""
+    """The same accuracies, difference and calibration, counting less where `weight` is below 1."""
+    calibration = figure.calibration
+    if calibration is not None and weight < 1:
+        calibration = calibration[0].lighter(weight), calibration[1].lighter(weight)
     return FileMeasured(
         file=lighter(figure.file, weight),
         reference=lighter(figure.reference, weight),
         agree=lighter(Measured(figure.agree, figure.file.examples), weight).correct,
         max_difference=figure.max_difference,
-        calibration=figure.calibration,
+        calibration=calibration,
     )
 
 

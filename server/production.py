@@ -146,7 +146,7 @@ class Production:
                 found.append(self._published(name, self._works[name], publish))
             except (FedofaError, OSError) as error:
                 self.fail(name, error)
-            self._converted_one(STEPS[4], name, done, len(wanted))
+            self._log("publishing", device_class=name, done=done, total=len(wanted))
         return found
 
     def _adjust(self) -> None:
@@ -169,7 +169,7 @@ class Production:
         def told(name: str) -> None:
             nonlocal done
             done += 1
-            self._converted_one(what, name, done, total)
+            self._log("converted", what=what, device_class=name, done=done, total=total)
 
         calls = {name: call(work) for name, work in self._works.items()}
         found = []
@@ -179,9 +179,6 @@ class Production:
             else:
                 found.append((self._works[name], result))
         return found
-
-    def _converted_one(self, what: str, name: str, done: int, total: int) -> None:
-        self._log("converted", what=what, device_class=name, done=done, total=total)
 
     def _export(self, converters: ForkServer) -> None:
         exported: FloatExport

@@ -186,6 +186,9 @@ class View:
     def _on_converted(self, event: Event) -> None:
         self.step(event["what"], event["done"], event["total"], event["device_class"])
 
+    def _on_publishing(self, event: Event) -> None:
+        self.step("publishing", event["done"], event["total"], event["device_class"])
+
     def _on_published(self, event: Event) -> None:
         self.line(
             f"  {event['device_class']}: {event['model']} version {event['version']} published"

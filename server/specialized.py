@@ -35,6 +35,7 @@ def _row(result: Specialized) -> dict[str, object]:
     folder, best = result.manifest_path.parent, result.choice.best
     adjusted = result.adjustment
     measured = {str(kind): figure.file.accuracy for kind, figure in result.figures.items()}
+    counted = {str(kind): figure.file.examples for kind, figure in result.figures.items()}
     return {
         "class": result.device_class,
         "arch": dict(best.arch),
@@ -51,6 +52,8 @@ def _row(result: Specialized) -> dict[str, object]:
             "examples": best.measured.examples,
             **measured,
         },
+        # Files are measured by themselves, after the search: another exchange, other replies.
+        "validation_examples": {"pytorch": best.measured.examples, **counted},
         **result.choice.to_row(),
         "adjustment": {"temperature": adjusted.temperature, "shift": list(adjusted.shift)},
         "calibration": calibration(result.figures),

@@ -2,13 +2,20 @@
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedofa.server import run_record
+import onnx_alone
+import pytest
+from fedofa.protos.inference import Floats, open_model
+from fedofa.protos.manifest import FileEntry, FileKind
+from fedofa.server import fleet_delivery, publication, run_record, specialization
 from fedofa.server.cli import app
+from fedofa.server.finishing import finishing
 from fedofa.server.jobs import run_job
 from fedofa.server.ledger_keys import run_key
 from fedofa.server.model_folders import MODELS, RESULTS
@@ -31,8 +38,25 @@ CONFIG: dict[str, Any] = {
 def make(root: Path) -> Path:
     """Train and specialize; the run's folder. The registry lies beside the runs."""
     job = train_job(root, small_config(**CONFIG), resume=False, then_specialize=True)
-    run_job(job, grid_of(small_fleet(root, ("big", "small"))))
+    with quick_exports():
+        run_job(job, grid_of(small_fleet(root, ("big", "small"))))
     return Path(job.folder)
+
+
+@contextmanager
+def quick_exports() -> Iterator[None]:
+    """For ONNX files: converters load nothing else, and golden tests run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        for module in (specialization, fleet_delivery, finishing):
+            patch.setattr(module, "preload", onnx_alone.preload)
+        patch.setattr(publication, "outputs_in_fresh_process", outputs_here)
+        yield
+
+
+def outputs_here(folder: Path, entries: Sequence[FileEntry], x: Floats) -> dict[FileKind, Floats]:
+    """As `verify.outputs_in_fresh_process`, of files that are known to run."""
+    return {one.kind: open_model(folder / one.name, one).run(x) for one in entries}
 
 
 def copied(run: Path, root: Path) -> Path:

@@ -1,5 +1,6 @@
 """Whom the server asks when it measures, and which answers count."""
 
+import functools
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from fedofa.client.app import app as honest_app
 from fedofa.client.device import of_node
+from fedofa.protos.calibration import Calibration
 from fedofa.protos.flower import from_record, to_record
 from fedofa.protos.golden import allowed
 from fedofa.protos.messages import (
@@ -221,6 +223,28 @@ def test_counting_less_keeps_means_and_accuracies() -> None:
     file = FileMeasured(Measured(500, 1000), measured, 250, 0.5)
     expected = FileMeasured(Measured(20, 40), Measured(30, 40), 10, 0.5)
     assert figures.lighter_file(file, 0.04) == expected
+
+
+def test_a_calibration_counts_as_much_as_the_accuracy_beside_it() -> None:
+    """A device that counts for a tenth of its examples: as if each of ten had been sent once."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(30, 3)).astype(np.float32), rng.integers(0, 3, 30)
+    many, few = Calibration.of(logits, labels), Calibration.of(-logits, labels)
+
+    def figure(calibration: Calibration, times: int) -> FileMeasured:
+        whole = [calibration] * times
+        both = functools.reduce(Calibration.__add__, whole)
+        return FileMeasured(
+            Measured(30, 30 * times), Measured(30, 30 * times), 9, 0.5, (both, both)
+        )
+
+    light = figures.lighter_file(figure(many, 10), 0.1) + figure(few, 1)
+    alike = figure(many, 1) + figure(few, 1)
+    assert light.calibration is not None
+    assert alike.calibration is not None
+    assert light.file.examples == alike.file.examples == 60
+    for mine, theirs in zip(light.calibration, alike.calibration, strict=True):
+        assert mine.report() == pytest.approx(theirs.report())
 
 
 def test_a_difference_that_is_no_number_is_beyond_every_bound() -> None:

@@ -167,5 +167,4 @@ def test_a_folder_that_cannot_be_written_after_publishing_is_no_failed_publicati
     (told,) = site.events("folder_failed")
     assert (told["version"], "No space left" in told["reason"]) == (2, True)
     assert told["folder"] == str(site.folder / "models/small")
-    published = [event for event in site.events("converted") if event["what"] == "publishing"]
-    assert [(event["done"], event["total"]) for event in published] == [(1, 1)]
+    assert [(event["done"], event["total"]) for event in site.events("publishing")] == [(1, 1)]

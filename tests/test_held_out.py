@@ -47,6 +47,28 @@ def test_held_out_measurements_are_taken_of_this_runs_models_only(
         held_out.read(paths[:1], facts)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('"runtime": "\\ud800"', "runtime: String should match pattern|runtime: .*unicode|no JSON"),
+        ('"runtime": "<b>x</b>"', "runtime: String should match pattern"),
+        (f'"runtime": "{"x" * 65}"', "runtime: String should match pattern"),
+        (f'"examples": {10**400}', "examples: "),
+        (f'"latency_ms": {{"median": 1, "p95": 1, "runs": {10**400}}}', r"latency_ms\.runs: "),
+        (f'"more": {"[" * 200_000}', "no JSON"),
+    ],
+    ids=["surrogate", "markup", "long", "examples", "runs", "deep"],
+)
+def test_a_file_that_no_device_prints_is_refused_in_words(
+    change: str, said: str, reported_run: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "one.json"
+    # The last of a name counts.
+    path.write_text(f"{held_out_of(reported_run)[0].model_dump_json()[:-1]}, {change}}}")
+    with pytest.raises(UsageError, match=f"--held-out .*{said}"):
+        held_out.read([path], facts_of(reported_run))
+
+
 def test_what_a_device_prints_of_a_run_is_a_held_out_measurement(
     reported_run: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,15 @@ from fedofa.server.report.columns import TABLES
 from fedofa.server.report.page import render
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
-from reported import asked, copied, events_of, facts_of, held_out_of, signed_again
+from reported import (
+    asked,
+    copied,
+    events_of,
+    facts_of,
+    held_out_of,
+    results_again,
+    signed_again,
+)
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +207,33 @@ def test_seeds_are_those_of_the_same_configuration_beside_it(
     beside("again", seed=7)
     beside("other-space", seed=8, recipe={**facts_of(folder).job.config["recipe"], "lr": 0.9})
     assert facts_of(folder).seeds == (0, 7)
+
+
+def test_a_files_accuracy_is_told_with_the_examples_that_it_was_measured_on(
+    reported_run: Path, tmp_path: Path
+) -> None:
+    """Files are measured in another exchange than their subnet: another device may answer."""
+    folder = copied(reported_run, tmp_path)
+    (first, *_) = rows = json.loads((folder / "specialized.json").read_text())
+    assert all(row["validation_examples"].keys() == {"pytorch", *row["files"]} for row in rows)
+    assert first["validation_examples"]["pytorch"] == first["validation"]["examples"]
+
+    def fewer(rows: list[dict[str, Any]]) -> None:
+        rows[0]["validation"].update(onnx_int8=0.5, examples=1000)
+        rows[0]["validation_examples"]["onnx_int8"] = 25
+        del rows[1]["validation_examples"]
+
+    results_again(folder, fewer)
+    report = content.build(facts_of(folder))
+    model = next(row for row in report["models"] if row["kind"] == "onnx_int8")
+    assert (model["examples"], model["subnet_examples"]) == (25, 1000)
+    points = {(row["class"], row["what"]): row for row in report["fronts"]}
+    assert points[model["class"], "onnx_int8"]["standard_error"] == pytest.approx(0.1)
+    # Results of an earlier version do not say.
+    older = next(row for row in report["models"] if row["class"] == rows[1]["class"])
+    assert older["examples"] is None
+    assert points[older["class"], "onnx_int8"]["standard_error"] is None
+    assert "± –" in render(report)
 
 
 def test_seed_and_recipe_are_those_that_the_weights_were_trained_with(

@@ -25,7 +25,17 @@ from fedofa.server.report.page import OF_SOME, render
 from fedofa.supernet.weights import digest
 from fleets import grid_of, small_config, small_fleet
 from html_page import Page
-from reported import CONFIG, asked, broken, copied, facts_of, held_out_of, signed_again, traced
+from reported import (
+    CONFIG,
+    asked,
+    broken,
+    copied,
+    facts_of,
+    held_out_of,
+    quick_exports,
+    signed_again,
+    traced,
+)
 
 # What they share is trained, exported and finished within the first test's time.
 pytestmark = pytest.mark.timeout(900)
@@ -55,8 +65,8 @@ def whole(reported_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = state / "homes.json"
     path.write_text(json.dumps(FLEET))
     job, _ = plan_job(state, config_of(), FleetOptions(path, 2))
-    run_job(job, grid_of(devices))
-    with pytest.MonkeyPatch.context() as patch:
+    with quick_exports(), pytest.MonkeyPatch.context() as patch:
+        run_job(job, grid_of(devices))
         patch.setattr(compared, "CHANCE", 2.0)  # what is finished is published
         finishing = finish_job(state, config_of(), "small", rounds=ROUNDS, resume=False)
         run_job(finishing, grid_of(devices))

@@ -12,6 +12,7 @@ from ..run_record import Environment
 from . import costs, fronts, lineage, other_content, others, practices
 from .columns import TABLES
 from .facts import Facts
+from .fronts import file_examples
 from .held_out import HeldOut
 from .logs import Row
 from .others import Others
@@ -107,7 +108,8 @@ def _models(facts: Facts) -> list[dict[str, Any]]:
                     "budget": dict(row["budget"]),
                     "accuracy": row["validation"][kind],
                     "subnet_accuracy": row["validation"]["pytorch"],
-                    "examples": row["validation"]["examples"],
+                    "examples": file_examples(row, kind),
+                    "subnet_examples": row["validation"]["examples"],
                 }
             )
     return rows

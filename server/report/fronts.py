@@ -16,6 +16,7 @@ from ...specialize.search.pareto import nondominated
 from ...supernet.cost import cost
 from .facts import Facts
 from .held_out import HeldOut
+from .logs import Row
 
 RUNTIMES = {"tflite": "LiteRT", "onnx": "ONNX Runtime"}
 Points = list[dict[str, Any]]
@@ -62,8 +63,15 @@ def _files(facts: Facts) -> Iterator[dict[str, Any]]:
             point = _point(
                 RUNTIMES[kind.partition("_")[0]], str(row["class"]), kind, ("bytes", size_bytes)
             )
-            error = _error(accuracy, row["validation"]["examples"])
+            examples = file_examples(row, kind)
+            error = None if examples is None else _error(accuracy, examples)
             yield point | {"accuracy": accuracy, "standard_error": error}
+
+
+def file_examples(row: Row, kind: str) -> int | None:
+    """How many examples a file's accuracy is of; None where results are of a version that did not say."""
+    found: int | None = row.get("validation_examples", {}).get(kind)
+    return found
 
 
 def _timed(held_out: Sequence[HeldOut]) -> Iterator[dict[str, Any]]:

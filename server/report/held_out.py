@@ -23,6 +23,9 @@ HOW = "fedofa-device run --device-class NAME --input FILE.npy --labels FILE.npy 
 
 LEAST_MS, MOST_MS = 1000 * LEAST_S, 1000 * MOST_S
 """As probes are bounded."""
+MOST = 10**12
+"""Of examples and of timed runs."""
+RUNTIME = r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}$"
 
 
 class LatencyMs(BaseModel):
@@ -32,7 +35,7 @@ class LatencyMs(BaseModel):
 
     median: float = Field(ge=LEAST_MS, le=MOST_MS)
     p95: float = Field(ge=LEAST_MS, le=MOST_MS)
-    runs: int = Field(ge=1)
+    runs: int = Field(ge=1, le=MOST)
 
 
 class HeldOut(BaseModel):
@@ -43,10 +46,10 @@ class HeldOut(BaseModel):
     device_class: str
     kind: FileKind
     manifest_sha256: Sha256
-    examples: int = Field(ge=1)
+    examples: int = Field(ge=1, le=MOST)
     accuracy: float = Field(ge=0, le=1)
     latency_ms: LatencyMs
-    runtime: str
+    runtime: str = Field(pattern=RUNTIME)
 
     def to_row(self) -> dict[str, Any]:
         """As the report has it."""
@@ -81,7 +84,7 @@ def read(
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
             raise UsageError(f"--held-out {path}: {where}: {first['msg']}; made by {HOW}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"--held-out {path}: no JSON ({error}); made by {HOW}") from None
         if known.get(one.device_class) != one.manifest_sha256:
             raise UsageError(f"--held-out {path}: {_foreign(one, published)}")
