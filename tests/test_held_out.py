@@ -96,7 +96,7 @@ def test_a_model_that_was_finished_since_is_noted_and_its_measurement_refused_in
     )  # fmt: skip
     draft = manifest.model_copy(update={"finished": told, "supernet_sha256": "2" * 64})
     with Registry(Path(root)) as registry:
-        made = registry.publish(draft, {entry.kind: models / entry.name for entry in draft.files})
+        made = registry.publish(draft, {n: models / f.name for n, f in draft.named().items()})
     found = traced(folder)
     assert found.broken == ()
     assert found.notes == (
@@ -127,10 +127,10 @@ def test_times_that_no_device_can_have_are_refused_and_all_others_can_be_drawn(
             ):
                 held_out.read([path], facts)
     extremes = [
-        {**one, "runtime": "x[/x]", "latency_ms": {"median": ms, "p95": ms, "runs": 1}}
+        {**one, "runtime": "x y.z", "latency_ms": {"median": ms, "p95": ms, "runs": 1}}
         for one, ms in ((big, held_out.LEAST_MS), (small, held_out.MOST_MS))
     ]
     for given in (extremes, extremes[:1], extremes[1:]):
         found = content.build(facts, [held_out.HeldOut.model_validate(one) for one in given])
-        assert "x[/x]" in render(found)
+        assert "x y.z" in render(found)
         command.show(found)

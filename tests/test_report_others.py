@@ -239,7 +239,7 @@ def test_models_that_no_job_published_are_named_and_what_is_not_recorded_is_note
     (beside / "manifest.json").write_bytes(former.to_json())
     assert "former/manifest.json: no job for fleet homes" in broken(run)
     with Registry(Path(facts_of(run).job.published.registry)) as registry:  # type: ignore[union-attr]
-        registry.publish(former, {one.kind: made / one.name for one in former.files})
+        registry.publish(former, {n: made / f.name for n, f in former.named().items()})
     assert broken(run) == ""
 
     def unended(record: dict[str, Any]) -> None:

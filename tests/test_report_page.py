@@ -1,8 +1,6 @@
 """The report's page: every value is the record's own, a stranger's words are only words."""
 
-import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +51,14 @@ def test_a_spelt_number_is_the_number_to_its_last_digit() -> None:
 @pytest.mark.parametrize(("low", "claim"), [(0.01, "searched"), (0.0, content.NO_CLAIM),
                                             (-3.0, content.NO_CLAIM), (None, content.NO_CLAIM)])  # fmt: skip
 def test_searched_is_claimed_only_above_zero_whatever_the_row_claims(
-    low: float | None, claim: str, reported_run: Path
+    low: float | None, claim: str, reported_run: Path, tmp_path: Path
 ) -> None:
-    facts = facts_of(reported_run)
-    row: Any = json.loads(json.dumps(facts.results[0]))
-    row["audit"]["improvement"]["low"], row["searched"] = low, True
-    found = content.build(replace(facts, results=(row,)))
+    def claiming(rows: list[Any]) -> None:
+        rows[0]["audit"]["improvement"]["low"], rows[0]["searched"] = low, True
+
+    folder = copied(reported_run, tmp_path)
+    results_again(folder, claiming)
+    found = command.report_of(folder)
     assert found["audit"][0]["claim"] == claim
     page = Page(render(found))
     assert page.tables["audit"][1]["claim"]["text"] == claim
@@ -102,10 +102,10 @@ HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>\'"&'
 
 
 def test_hostile_names_are_only_text(reported_run: Path) -> None:
-    facts = facts_of(reported_run)
-    card = {**facts.joined["dev-0"], "device": HOSTILE, "device_class": HOSTILE}
-    row: Any = {**facts.results[0], "class": HOSTILE, "method": HOSTILE}
-    found = content.build(replace(facts, joined={HOSTILE: card}, results=(row,)))
+    found = content.build(facts_of(reported_run))
+    for table, names in (("devices", ("device", "class")), ("audit", ("class", "method")),
+                         ("models", ("class",)), ("fronts", ("class",))):  # fmt: skip
+        found[table][0].update(dict.fromkeys(names, HOSTILE))
     found["lineage"][0]["devices"] = [HOSTILE]
     found["lineage"][0]["class"] = HOSTILE
     found["lineage_notes"] = [HOSTILE]
