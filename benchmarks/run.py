@@ -17,7 +17,7 @@ from .groups import bench_groups
 from .merging import bench_memory, bench_merge
 from .subnets import bench_static, bench_views
 from .timing import machine
-from .training_steps import bench_masked, bench_sandwich, bench_step
+from .training_steps import bench_masked, bench_profile, bench_sandwich, bench_step
 
 BENCHMARKS: Mapping[str, Callable[[], list[dict[str, Any]]]] = MappingProxyType(
     {
@@ -25,6 +25,7 @@ BENCHMARKS: Mapping[str, Callable[[], list[dict[str, Any]]]] = MappingProxyType(
         "views": bench_views,
         "step": bench_step,
         "sandwich": bench_sandwich,
+        "profile": bench_profile,
         "masked": bench_masked,
         "merge": bench_merge,
         "memory": bench_memory,

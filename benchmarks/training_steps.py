@@ -1,8 +1,10 @@
 """A device's training step: against a loop written by hand, the sum of its parts, and masked."""
 
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +22,22 @@ from fedofa.supernet.subnet import static
 from fedofa.supernet.weights import initial
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
+from torch.profiler import ProfilerActivity, profile
 
 from .subnets import by_hand, subnets
 from .timing import Paired, paired
 
 BATCH, MASKED_BATCH = 32, 64
 SPACES = ("digits", "small", "small-resnet")
+PROFILED = 20
+OPERATORS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "convolution": ("conv",),
+        "normalization": ("norm",),
+        "activation": ("relu", "hardswish", "silu"),
+    }
+)
+"""Words in the names of torch's operators, of their gradients too."""
 Step = Callable[[], None]
 
 
@@ -67,6 +79,35 @@ def bench_sandwich() -> list[dict[str, Any]]:
         timed = paired(ours, _loop(parts, x, y, [space.input_shape(a) for a in archs]))
         rows.append({"space": name, "goal": 1.05, **asdict(timed)})
     return rows
+
+
+def bench_profile() -> list[dict[str, Any]]:
+    """Where the time of a device's training step goes, in percent of its processor time."""
+    rows = []
+    for name, arch, space in subnets():
+        x, y = _examples(space, BATCH)
+        step = _ours(space, arch, [Work((), x, y)], Recipe(students="none"))
+        rows.append({"subnet": name, **_shares(step, PROFILED)})
+    return rows
+
+
+def _shares(step: Step, steps: int) -> dict[str, float]:
+    """Shares of operators' own time; what no operator took is Python, the profiler included."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        begin = time.process_time()
+        for _ in range(steps):
+            step()
+        whole_us = 1e6 * (time.process_time() - begin)
+    spent = dict.fromkeys((*OPERATORS, "other operators"), 0.0)
+    for event in found.key_averages():
+        group = next(
+            (g for g, words in OPERATORS.items() if any(word in event.key for word in words)),
+            "other operators",
+        )
+        spent[group] += event.self_cpu_time_total
+    spent["outside operators"] = max(0.0, whole_us - sum(spent.values()))
+    return {group: 100 * us / whole_us for group, us in spent.items()}
 
 
 def bench_masked() -> list[dict[str, Any]]:
