@@ -17,6 +17,7 @@ from fedofa.client.personal.training import Schedule
 from fedofa.client.pull import PullRequest, PullResult, pull
 from fedofa.client.store import DeviceStore
 from fedofa.protos.data import ClientData, Examples
+from fedofa.protos.inference import Ranges
 from fedofa.protos.manifest import FileEntry, FileKind, Golden, Manifest
 from fedofa.protos.observing import observe_ranges
 from fedofa.server.depot import serve_depot
@@ -71,10 +72,11 @@ def subnet_of(net: nn.Module) -> Subnet:
 
 @dataclass(frozen=True)
 class Made:
-    """A published model's draft and its files."""
+    """A published model's draft, its files, and the ranges that they were quantized with."""
 
     draft: Manifest
     files: dict[str, Path]
+    ranges: dict[str, Ranges]
 
 
 def make(folder: Path) -> Made:
@@ -88,11 +90,12 @@ def make(folder: Path) -> Made:
         for form, content in exported.observable.items()
     }
     completed = complete(subnet, folder, ranges)
-    return Made(manifest(subnet, completed, x[:1]), named(folder, completed))
+    return Made(manifest(subnet, completed, x[:1]), named(folder, completed), ranges)
 
 
 def named(folder: Path, completed: Completed) -> dict[str, Path]:
     files = {entry.kind: folder / entry.name for entry in completed.entries}
+    assert completed.trainable is not None
     return {**files, "trainable": folder / completed.trainable.name}
 
 

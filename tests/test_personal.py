@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ from fedofa.protos.file_layers import read, written
 from fedofa.protos.inference import open_model
 from fedofa.protos.manifest import FileKind
 from fedofa.protos.trainable import TRAINABLE_NAME, Trainable
+from fedofa.specialize.export import complete
 from fedofa.supernet.errors import ArtifactError, RunError, UsageError
-from personal_site import KINDS, QUICK, Home, Made, make, open_home, sha256, swapped
+from personal_site import KINDS, QUICK, Home, Made, make, open_home, sha256, subnet_of, swapped
 from personal_site import trained as trained_net
 
 
@@ -64,6 +66,25 @@ def test_every_layer_has_a_place_in_every_file(kind: FileKind, made: Made) -> No
         steps = places[name].steps
         most = 0.0 if steps is None else float(np.abs(layer.kernel).max()) / steps.levels
         assert np.abs(held[name].kernel - layer.kernel).max() <= 0.51 * most
+
+
+def test_a_model_is_one_without_what_devices_train_it_on(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in KINDS[:2]:
+        shutil.copy(made.files[kind], tmp_path)
+    subnet = subnet_of(trained_net())
+    without = complete(subnet, tmp_path, made.ranges, trainable=False)
+    assert (without.trainable, without.why_not) == (None, "")
+    assert not (tmp_path / TRAINABLE_NAME).exists()
+
+    def lost(*_: object) -> Trainable:
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr("fedofa.specialize.export.trainable_of", lost)
+    failed = complete(subnet, tmp_path, made.ranges)
+    assert (failed.trainable, failed.why_not) == (None, "ValueError: no such layer")
+    assert failed.entries == without.entries == list(made.draft.files)
 
 
 def test_int8_files_say_what_logits_they_can_give(made: Made) -> None:

@@ -100,7 +100,8 @@ def personalize(
             name: change.applied(network.values(name)) for name, change in adapter.changes.items()
         }
         made = written(content, network.placed, layers)
-        own = _Own(network, layers, adapter, base.manifest.file(base.kind), made)
+        entry = base.manifest.file(base.kind)
+        own = _Own(network, layers, adapter, adapter.to_bytes(), entry, made)
         validation = Examples(data.normalized(data.validation.x), data.validation.y)
         return _used(store, base, own, validation, force)
 
@@ -112,6 +113,7 @@ class _Own:
     network: Network
     layers: dict[str, Layer]
     adapter: Adapter
+    adapter_bytes: bytes
     entry: FileEntry
     content: bytes
 
@@ -178,7 +180,7 @@ def _used(
 ) -> Personalized:
     """Compare, and put in use: under the store's lock, and only if the base is still the one."""
     # First of all, so that nothing that follows can lose what was learned.
-    kept = store.keep_adapter(base, own.adapter.to_bytes())
+    kept = store.keep_adapter(base, own.adapter_bytes)
     with store.lock(PATIENCE_S):
         before = store.require_current()
         if _pointing(store.published()) != _pointing(base):
@@ -271,7 +273,7 @@ def _manifest(
             ),
             "personal": Personal(
                 base_sha256=base.manifest_sha256,
-                adapter_sha256=hashlib.sha256(own.adapter.to_bytes()).hexdigest(),
+                adapter_sha256=hashlib.sha256(own.adapter_bytes).hexdigest(),
                 method=own.adapter.method,
                 layers=tuple(own.adapter.changes),
                 examples=examples,
