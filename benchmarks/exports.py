@@ -9,7 +9,7 @@ convert and quantize. `64` are as many different subnets, each one kind of file,
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ import numpy as np
 from fedofa.protos.inference import Ranges
 from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, onnx_quantize, tflite
-from fedofa.specialize.export import FLOATS, FloatExport, Subnet, complete, export_floats, preload
+from fedofa.specialize.export import (
+    FLOATS,
+    FloatExport,
+    Subnet,
+    complete,
+    export_floats,
+    float_calls,
+    preload,
+    together,
+)
 from fedofa.specialize.fork_server import Call, ForkServer
 from fedofa.specialize.verify import outputs_in_fresh_process
 from fedofa.supernet.families.catalogue import preset
@@ -78,9 +87,14 @@ def _verified(
     begin = time.perf_counter()
     subnets = {f"{place}": _subnet(space, arch) for place, arch in enumerate(archs)}
     asked = {n: formats or (BOTH[int(n) % 2],) for n in subnets}
-    floats: Mapping[str, FloatExport] = server.run(
-        {n: Call(export_floats, (s, asked[n], folder / n)) for n, s in subnets.items()}
+    parts = server.run(
+        {
+            f"{n} {form}": call
+            for n, s in subnets.items()
+            for form, call in zip(asked[n], float_calls(s, asked[n], folder / n), strict=True)
+        }
     )
+    floats = {n: together([parts[f"{n} {form}"] for form in asked[n]]) for n in subnets}
     ranges = {n: _ranges(floats[n]) for n in subnets}
     done = server.run({n: Call(complete, (s, folder / n, ranges[n])) for n, s in subnets.items()})
     for name, completed in done.items():

@@ -4,7 +4,8 @@ Who chose them does not matter here: a search for each device class, or a plan f
 fails at any step goes no further and leaves the others.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..protos.manifest import FileEntry, FileKind, Manifest
 from ..protos.subnets import flat_statistics
 from ..specialize import estimators
 from ..specialize.estimators import BINS
-from ..specialize.export import FLOATS, FloatExport, Subnet, complete, export_floats
+from ..specialize.export import FLOATS, Completed, Subnet, complete, float_calls, together
 from ..specialize.fork_server import Call, ForkServer
 from ..specialize.ranges import agreeing, merge
 from ..supernet.axes import regions
@@ -161,32 +162,45 @@ class Production:
                 self.fail(name, "no device told its likelihood; see no_answer in the event log")
 
     def _converted(
-        self, what: str, converters: ForkServer, call: Callable[[Work], Call]
-    ) -> list[tuple[Work, Any]]:
-        """What a converter makes of each; one whose converter failed is left out."""
-        total, done = len(self._works), 0
+        self, what: str, converters: ForkServer, calls: Callable[[Work], Sequence[Call]]
+    ) -> list[tuple[Work, list[Any]]]:
+        """What converters make of each, call by call; one of whose calls failed is left out."""
+        asked = {
+            f"{place} {name}": (name, call)
+            for name, work in self._works.items()
+            for place, call in enumerate(calls(work))
+        }
+        open_calls = Counter(name for name, _ in asked.values())
+        total, done = len(open_calls), 0
 
-        def told(name: str) -> None:
+        def told(key: str) -> None:
             nonlocal done
-            done += 1
-            self._log("converted", what=what, device_class=name, done=done, total=total)
+            name = asked[key][0]
+            open_calls[name] -= 1
+            if not open_calls[name]:
+                done += 1
+                self._log("converted", what=what, device_class=name, done=done, total=total)
 
-        calls = {name: call(work) for name, work in self._works.items()}
+        results: dict[str, list[Any]] = {}
+        for key, result in converters.run(
+            {k: call for k, (_, call) in asked.items()}, told
+        ).items():
+            results.setdefault(asked[key][0], []).append(result)
         found = []
-        for name, result in converters.run(calls, told).items():
-            if isinstance(result, ExportError):
-                self.fail(name, result)
+        for name, parts in results.items():
+            if failures := [part for part in parts if isinstance(part, ExportError)]:
+                self.fail(name, failures[0])
             else:
-                found.append((self._works[name], result))
+                found.append((self._works[name], parts))
         return found
 
     def _export(self, converters: ForkServer) -> None:
-        exported: FloatExport
-        for work, exported in self._converted(
+        for work, parts in self._converted(
             "exporting",
             converters,
-            lambda work: Call(export_floats, (work.subnet, work.chosen.formats, work.folder)),
+            lambda work: float_calls(work.subnet, work.chosen.formats, work.folder),
         ):
+            exported = together(parts)
             work.input_shape, work.observable = exported.input_shape, exported.observable
 
     def _observe(self) -> None:
@@ -221,10 +235,11 @@ class Production:
 
     def _quantize(self, converters: ForkServer) -> None:
         finish = partial(complete, trainable=self._config.export.trainable)
-        for work, completed in self._converted(
+        completed: Completed
+        for work, (completed,) in self._converted(
             "quantizing",
             converters,
-            lambda work: Call(finish, (work.subnet, work.folder, work.ranges)),
+            lambda work: [Call(finish, (work.subnet, work.folder, work.ranges))],
         ):
             work.input_range = _input_range(work.ranges, completed.entries)
             work.entries = _kept(work, completed.entries)

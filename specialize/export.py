@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from ..supernet.subnet import static
 from ..supernet.weights import Flat, shapes_of, size_of, split
 from .adjust import AS_TRAINED, Adjustment, adjusted
 from .equalize import equalized
+from .fork_server import Call
 from .placing import trainable_of
 
 FLOATS: Mapping[str, FileKind] = {"tflite": "tflite_fp32", "onnx": "onnx_fp32"}
@@ -108,6 +110,17 @@ def export_floats(subnet: Subnet, formats: Sequence[str], folder: Path) -> Float
     return FloatExport(shape, observable)
 
 
+def float_calls(subnet: Subnet, formats: Sequence[str], folder: Path) -> list[Call]:
+    """`export_floats` as one call a format, to run side by side; see `together`."""
+    return [Call(export_floats, (subnet, (form,), folder)) for form in formats]
+
+
+def together(parts: Sequence[FloatExport]) -> FloatExport:
+    """What the calls of one subnet gave."""
+    observable = {form: content for part in parts for form, content in part.observable.items()}
+    return FloatExport(parts[0].input_shape, observable)
+
+
 def complete(
     subnet: Subnet, folder: Path, ranges: Mapping[str, Ranges], *, trainable: bool = True
 ) -> Completed:
@@ -131,8 +144,16 @@ def complete(
 
 
 def _ready(subnet: Subnet) -> torch.nn.Module:
-    """The subnet as its files hold it."""
+    """The subnet as its files hold it.
+
+    Activations write into arrays of their own: torch's exporter replaces those that overwrite their
+    input by their definitions, operation by operation, which takes as long as the rest of an export.
+    """
     module = folded(module_of(subnet))
+    layer: Any
+    for layer in module.modules():
+        if getattr(layer, "inplace", False) is True:
+            layer.inplace = False
     return equalized(module).module if subnet.equalize else module
 
 

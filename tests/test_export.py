@@ -10,9 +10,10 @@ from fedofa.protos.inference import open_model
 from fedofa.protos.manifest import FILE_NAMES, FileKind
 from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, tflite, verify
-from fedofa.specialize.export import FLOATS, INTS
+from fedofa.specialize.export import FLOATS, INTS, export_floats, float_calls, module_of, together
 from fedofa.specialize.ranges import merge
 from fedofa.supernet.errors import ExportError
+from fedofa.supernet.families.catalogue import preset
 from fedofa.supernet.folding import folded
 from torch import nn
 from toy_networks import (
@@ -22,6 +23,7 @@ from toy_networks import (
     digits,
     digits_files,
     export,
+    fresh_subnet,
     mlp_files,
     mlp_inputs,
     quantize,
@@ -256,3 +258,31 @@ def test_an_output_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     x[1] = np.inf
     with pytest.raises(ExportError, match=f"{FILE_NAMES['onnx_fp32']}: its output is not finite"):
         verify.outputs_in_fresh_process(tmp_path, [entry], x)
+
+
+def test_formats_exported_side_by_side_are_those_exported_together(tmp_path: Path) -> None:
+    space = preset("small")
+    subnet = fresh_subnet(space, space.smallest(), seed=0)
+    whole = export_floats(subnet, FORMATS, tmp_path / "whole")
+    calls = float_calls(subnet, FORMATS, tmp_path / "parts")
+    assert len(calls) == len(FORMATS)
+    assert together([call.function(*call.arguments) for call in calls]) == whole
+    for kind in FLOATS.values():
+        made, expected = (tmp_path / at / FILE_NAMES[kind] for at in ("parts", "whole"))
+        assert made.read_bytes() == expected.read_bytes()
+
+
+def test_activations_that_overwrite_their_input_give_the_same_files(tmp_path: Path) -> None:
+    """They do in a space's networks; what is exported writes elsewhere, which is faster."""
+    space = preset("digits")
+    subnet = fresh_subnet(space, space.smallest(), seed=0)
+    as_built, example = (
+        folded(module_of(subnet)),
+        torch.zeros(1, *space.input_shape(space.smallest())),
+    )
+    assert any(getattr(layer, "inplace", False) for layer in as_built.modules())
+    exported = export_floats(subnet, FORMATS, tmp_path)
+    tflite.export_tflite(as_built, example, tmp_path / "tflite")
+    onnx_export.export_onnx(as_built, example, tmp_path / "onnx")
+    assert exported.observable["tflite"] == (tmp_path / "tflite").read_bytes()
+    assert (tmp_path / FILE_NAMES["onnx_fp32"]).read_bytes() == (tmp_path / "onnx").read_bytes()

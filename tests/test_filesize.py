@@ -5,30 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from fedofa.protos.manifest import FILE_NAMES, FileKind
 from fedofa.protos.observing import observe_ranges
-from fedofa.specialize.export import FLOATS, INTS, Subnet, export_floats, quantize
+from fedofa.specialize.export import FLOATS, INTS, export_floats, quantize
 from fedofa.specialize.filesize import OVERHEAD, predicted_size_bytes
 from fedofa.supernet.cost import LayerPlan
-from fedofa.supernet.space import Arch, Space, plain
-from fedofa.supernet.subnet import batch_norms
+from fedofa.supernet.space import Arch, Space
 from strategies import DIGITS, SMALL
-
-
-def subnet(space: Space, arch: Arch, seed: int) -> Subnet:
-    """Random weights and norm statistics: equal ones would be written once."""
-    torch.manual_seed(seed)
-    module = space.build(arch)
-    parts = [p.detach().numpy().ravel() for p in module.parameters()]
-    rng = np.random.default_rng(seed)
-    for layer in batch_norms(module).values():
-        parts += [rng.normal(size=layer.num_features), rng.uniform(1, 2, layer.num_features)]
-    return Subnet(plain(space.to_dict()), dict(arch), np.concatenate(parts).astype(np.float32))
+from toy_networks import fresh_subnet
 
 
 def check(space: Space, arch: Arch, folder: Path, seed: int = 0) -> None:
-    exported = export_floats(subnet(space, arch, seed), ("tflite", "onnx"), folder)
+    exported = export_floats(fresh_subnet(space, arch, seed), ("tflite", "onnx"), folder)
     x = np.random.default_rng(seed).normal(size=(2, *exported.input_shape)).astype(np.float32)
     ranges = {f: observe_ranges(c, FLOATS[f], x) for f, c in exported.observable.items()}
     entries = quantize(folder, ranges)

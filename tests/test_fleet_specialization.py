@@ -12,7 +12,7 @@ from fedofa.client.link import Address
 from fedofa.client.pull import pull
 from fedofa.client.store import DeviceStore
 from fedofa.protos.manifest import Manifest
-from fedofa.server import cli, fleet_command, measured_subnets, production
+from fedofa.server import cli, fleet_command, measured_subnets
 from fedofa.server.checkpoint import CheckpointStore
 from fedofa.server.commands import work
 from fedofa.server.config import RunConfig
@@ -26,6 +26,7 @@ from fedofa.server.jobs import Job, run_job
 from fedofa.server.operate import evaluate_job, run_folder, train_job
 from fedofa.server.registry import Registry
 from fedofa.server.registry_plans import resolve
+from fedofa.specialize import export
 from fedofa.supernet.errors import ArtifactError, DepotError, RunError, UsageError
 from fedofa.supernet.weights import digest
 from fleets import grid_of, small_config, small_fleet
@@ -110,7 +111,7 @@ def done(site: Site) -> tuple[Job, FleetPlan, dict[str, Any]]:
     (broken,) = [p.artifact for p in plan.plan.placed if p.demand.device == "board-29"]
     name = planned_report(plan)["artifacts"][broken]["device_class"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(production, "export_floats", export_or_crash_by_name)
+        patch.setattr(export, "export_floats", export_or_crash_by_name)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.setenv("CRASHING", name)
         run_job(job, site.grid)
@@ -286,7 +287,7 @@ def test_when_no_artifact_can_be_made_the_job_fails_with_a_reason(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, plan = site.plan(site.state / "sensors.json", most=1)
-    monkeypatch.setattr(production, "export_floats", export_or_crash_by_name)
+    monkeypatch.setattr(export, "export_floats", export_or_crash_by_name)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv("CRASHING", planned_report(plan)["artifacts"][0]["device_class"])
     with pytest.raises(RunError, match=r"no artifact could be published; .* ended by signal 6"):

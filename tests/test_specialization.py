@@ -13,7 +13,7 @@ from fedofa.client.app import app as honest_app
 from fedofa.client.device import of_node
 from fedofa.protos.device import DataSource
 from fedofa.protos.manifest import Manifest
-from fedofa.server import production, specialization
+from fedofa.server import specialization
 from fedofa.server.class_budgets import class_budgets
 from fedofa.server.config import ExportConfig
 from fedofa.server.figures import FileMeasured, Measured
@@ -21,6 +21,7 @@ from fedofa.server.fleet import Fleet
 from fedofa.server.model_folders import ModelFolders
 from fedofa.server.publication import check_figures
 from fedofa.server.specialization import Specialization
+from fedofa.specialize import export
 from fedofa.supernet.errors import ExportError, RunError, UsageError
 from fleets import SPEEDS, Run, grid_of, small_config, small_fleet
 from flwr.app import Context, Message
@@ -72,7 +73,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
         (models / name).mkdir(parents=True)
         (models / name / "former").write_text(name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(production, "export_floats", export_or_crash)
+        patch.setattr(export, "export_floats", export_or_crash)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         start(run)
     return run

@@ -12,8 +12,10 @@ from fedofa.protos.inference import Floats, Ranges
 from fedofa.protos.manifest import FILE_NAMES, FileEntry, FileKind
 from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, onnx_quantize, tflite
-from fedofa.specialize.export import FLOATS, INTS, file_entry
+from fedofa.specialize.export import FLOATS, INTS, Subnet, file_entry
 from fedofa.supernet.folding import folded
+from fedofa.supernet.space import Arch, Space, plain
+from fedofa.supernet.subnet import batch_norms
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -176,3 +178,14 @@ def mlp_inputs(n: int = 64, seed: int = 0) -> Floats:
 @cache
 def mlp_files(hidden: Hidden = "usual") -> Files:
     return export(mlp(hidden), torch.zeros(1, 6), mlp_inputs())
+
+
+def fresh_subnet(space: Space, arch: Arch, seed: int) -> Subnet:
+    """Random weights and norm statistics: equal ones would be written once."""
+    torch.manual_seed(seed)
+    module = space.build(arch)
+    parts = [p.detach().numpy().ravel() for p in module.parameters()]
+    rng = np.random.default_rng(seed)
+    for layer in batch_norms(module).values():
+        parts += [rng.normal(size=layer.num_features), rng.uniform(1, 2, layer.num_features)]
+    return Subnet(plain(space.to_dict()), dict(arch), np.concatenate(parts).astype(np.float32))
