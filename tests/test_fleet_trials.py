@@ -173,6 +173,7 @@ def test_a_trial_with_a_codec_each_way_sends_less_each_way() -> None:
 def test_every_rule_is_timed_against_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = ("mean", "mean, messages")
     monkeypatch.setattr("fedofa.benchmarks.aggregate.COUNTS", (3,))
+    monkeypatch.setattr("fedofa.benchmarks.aggregate.REPEATS", 1)
     monkeypatch.setattr(
         "fedofa.benchmarks.aggregate.RULES",
         MappingProxyType({name: RULES[name] for name in rules}),

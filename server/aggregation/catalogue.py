@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...supernet.weights import Shapes
 from .bit_aware import BitAwareMean
-from .clipping import Clipping
+from .clipping import MEDIAN_SIZES, Clipping
 from .fedlaw import FedLaw, Lesson, Pace
 from .krum import Krum, least_updates
 from .order_statistics import Median, TrimmedMean
@@ -107,7 +107,7 @@ class AggregationConfig(BaseModel):
         rule = self._rule(shapes, lesson)
         if self.clip is None:
             return rule
-        return Clipping(rule, shapes, self.clip, memory.get("median_sizes", ()))
+        return Clipping(rule, shapes, self.clip, memory.get(MEDIAN_SIZES, ()))
 
     def weigh(self, holders: Sequence[Holder]) -> Weighed:
         """The weight of each client of a round."""

@@ -21,6 +21,8 @@ from .spool import Spool
 from .update import Fold, Merged, Update
 
 REMEMBERED_ROUNDS = 20
+MEDIAN_SIZES = "median_sizes"
+"""Under this name the next round is told of former ones."""
 SUSPECT_SCALE = 1 / 3
 """A client whose update was cut to less than this is suspected."""
 
@@ -62,7 +64,7 @@ class Clipping:
         found = self._rule.result()
         typical = median(self._seen)
         medians = [*self._medians, *([typical] if typical > 0 else [])][-REMEMBERED_ROUNDS:]
-        memory: Mapping[str, Any] = {**found.memory, "median_sizes": medians}
+        memory: Mapping[str, Any] = {**found.memory, MEDIAN_SIZES: medians}
         counted = {
             device: self._counted.get(device, 1.0) * found.counted.get(device, 1.0)
             for device in {**self._counted, **found.counted}
