@@ -33,6 +33,7 @@ for command in (
     tools.demo,
     tools.cost,
     tools.probes,
+    tools.latency,
     tools.bench,
 ):
     app.command()(command)

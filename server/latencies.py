@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from ..protos.manifest import FileKind
-from ..protos.probes import KindMeasured, ProbeSet, absurd, read_set
+from ..protos.probes import KindMeasured, ProbeSet, absurd, read_measurements, read_set
 from ..specialize.latency.errors import LatencyErrors, Predict, cross_validated
 from ..specialize.latency.regression import LEAST_SAMPLES, Timed, fit_regression
 from ..specialize.latency.table import Key, fit_table
 from ..supernet.errors import UsageError
+from ..supernet.families.catalogue import space_from_dict
 from ..supernet.space import Arch, Space, plain
 from .fleet import Fleet
 
@@ -67,6 +68,29 @@ def read_probe_set(folder: str, space: Space) -> ProbeSet:
             f"search.probes = {folder}: probes of another search space; make them with "
             "`fedofa probes --config` of this run"
         )
+    return found
+
+
+def predicted(folder: Path, file: Path) -> list[dict[str, object]]:
+    """How well each kind of files that a device timed is predicted: method, errors, whether trusted.
+
+    UsageError for measurements of other probes, or too few; ArtifactError for damaged files.
+    """
+    probes, measured = read_set(folder), read_measurements(file)
+    if measured.probe_set != probes.digest:
+        raise UsageError(
+            f"{file}: measurements of other probes than those in {folder}; give the folder that "
+            "`fedofa-device profile --probes` was given"
+        )
+    space, found = space_from_dict(probes.space), []
+    for one in measured.kinds:
+        if reason := absurd(one, probes):
+            raise UsageError(f"{file}: {one.kind}: {reason}; measure again")
+        try:
+            latency = device_latency(str(file), one, probes, space)
+        except ValueError as error:
+            raise UsageError(f"{file}: {one.kind}: {error}") from None
+        found.append({"kind": one.kind, "method": latency.method, **latency.errors.to_dict()})
     return found
 
 

@@ -27,7 +27,8 @@ from fedofa.protos.probes import (
     read_set,
 )
 from fedofa.server.class_budgets import ClassBudget, usable_classes
-from fedofa.server.latencies import device_latency
+from fedofa.server.cli import app as operator_cli
+from fedofa.server.latencies import device_latency, predicted
 from fedofa.specialize.export import preload
 from fedofa.specialize.fork_server import ForkServer
 from fedofa.specialize.latency.errors import LatencyErrors, cross_validated
@@ -183,6 +184,28 @@ def test_a_subnet_that_was_timed_counts_as_timed() -> None:
     arch = DIGITS.arch(probes.probes[3].arch or {})
     assert found.timed[arch] == odd["s0003"]
     assert found.predict(arch) < 2 * device(DIGITS, arch)
+
+
+def test_how_well_a_device_is_predicted_can_be_asked_before_a_run(tmp_path: Path) -> None:
+    probes = probe_set(DIGITS, drawn(DIGITS, 20))
+    (tmp_path / SET_NAME).write_text(probes.model_dump_json())
+    file = tmp_path / "measurements.json"
+    file.write_text(sent(probes))
+    asked = ["latency", "--probes", str(tmp_path), "--measurements", str(file)]
+    found = CliRunner().invoke(operator_cli, [*asked, "--json"])
+    mine = device_latency("d", measured(probes), probes, DIGITS)
+    assert json.loads(found.output) == [
+        {"kind": "tflite_int8", "method": mine.method, **mine.errors.to_dict()}
+    ]
+    assert CliRunner().invoke(operator_cli, asked).exit_code == 0
+    other = probe_set(DIGITS, drawn(DIGITS, 21))
+    for wrong, words in (
+        (sent(other), "measurements of other probes"),
+        (sent(probes, largest_s=1e-7), "s0001"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(UsageError, match=words):
+            predicted(tmp_path, file)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,17 @@ def probes(
     put(make(chosen, space, subnets, layers, out), as_json)
 
 
+def latency(
+    probes: Annotated[Path, typer.Option(help="The folder that `fedofa probes` made.")],
+    measurements: Annotated[Path, typer.Option(help="What a device timed of them.")],
+    as_json: Json = False,
+) -> None:
+    """How well a device's latency is predicted for subnets that it did not time."""
+    from ..latencies import predicted
+
+    put(predicted(probes, measurements), as_json)
+
+
 def bench(
     name: Annotated[
         str,
