@@ -63,8 +63,8 @@ ON_PROXY: dict[str, dict[str, Any]] = {
     "server fine-tuning, 1 epoch": {"proxy": {"tune_epochs": 1}},
     "server fine-tuning, 20 epochs": {"proxy": {"tune_epochs": 20}},
 }
-CODECS = ("none", "lean", "fedzip", "sparse")
-DOWNLINKS = (("none", "int8"), ("lean", "int8"))
+CODECS = ("none", "lean", "qsgd", "fedzip", "sparse")
+DOWNLINKS = (("none", "int8"), ("qsgd", "int8"))
 """Codecs upwards and downwards together."""
 CODEC_MACS = 4e11
 """Twice the length of the others: what an error memory owes counts for less, as in real trainings."""

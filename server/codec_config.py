@@ -5,25 +5,32 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ..protos.codec.config import PRESETS, CodecConfig
-
-BITS_FOR_MEMORY = 8
+from ..protos.codec.config import BITS_FOR_MEMORY, PRESETS, CodecConfig
 
 
 class CodecSection(CodecConfig):
-    """How devices encode their updates; with `error_memory` what a code loses is sent later."""
+    """How devices encode their updates; with `error_memory` what a code loses is sent later.
 
-    error_memory: bool = True
+    Where nothing is said it is, but for a code whose error is chance's: that evens out over devices
+    and rounds.
+    """
+
+    error_memory: bool | None = None
 
     @model_validator(mode="after")
     def _memory_is_bounded(self) -> Self:
-        if self.error_memory and _can_exceed_the_update(self):
+        if self.error_memory and self.varies:
             raise ValueError(
-                f"error_memory does not go with levels = uniform by chance on {self.bits} bits, "
+                f"error_memory does not go with levels = uniform by chance on {_levels(self)}, "
                 "whose error can exceed the update; use rounding = nearest, levels = clusters or "
-                f"sign, {BITS_FOR_MEMORY} bits, or error_memory = false"
+                f"sign, {BITS_FOR_MEMORY} bits without step, or error_memory = false"
             )
         return self
+
+    @property
+    def remembers(self) -> bool:
+        """Whether devices keep what a code loses."""
+        return not self.varies if self.error_memory is None else self.error_memory
 
     def codec(self) -> CodecConfig:
         """The codec alone, as devices are told it."""
@@ -46,11 +53,11 @@ class DownlinkSection(CodecConfig):
                 f"{self.name} would send every value in full, as is done without downlink; leave it "
                 f"out, or use {', '.join(name for name in PRESETS if name != 'exact')}"
             )
-        if _can_exceed_the_update(self):
+        if self.varies:
             raise ValueError(
-                f"levels = uniform by chance on {self.bits} bits, whose error can exceed the "
+                f"levels = uniform by chance on {_levels(self)}, whose error can exceed the "
                 "difference; use rounding = nearest, levels = clusters or sign, or "
-                f"{BITS_FOR_MEMORY} bits"
+                f"{BITS_FOR_MEMORY} bits without step"
             )
         return self
 
@@ -82,6 +89,5 @@ def _codec_of(section: CodecConfig) -> CodecConfig:
     return CodecConfig(**{name: getattr(section, name) for name in CodecConfig.model_fields})
 
 
-def _can_exceed_the_update(codec: CodecConfig) -> bool:
-    by_chance = codec.levels == "uniform" and codec.rounding == "chance"
-    return by_chance and (codec.bits or 0) < BITS_FOR_MEMORY
+def _levels(codec: CodecConfig) -> str:
+    return f"{codec.bits} bits" if codec.step is None else f"levels a step of {codec.step:g} apart"

@@ -43,7 +43,7 @@ def train_body(
         arch=dict(assigned.arch),
         offset=assigned.offset,
         codec=codec and codec.codec(),
-        error_memory=codec is not None and codec.error_memory,
+        error_memory=codec is not None and codec.remembers,
         noise=asked.noise,
         holding=holding,
         recipe=assigned.recipe(config.recipe),

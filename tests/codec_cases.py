@@ -43,6 +43,7 @@ some_config: st.SearchStrategy[CodecConfig] = st.one_of(
         entropy=_entropy,
         levels=st.just("uniform"),
         bits=_bits,
+        step=st.none() | st.sampled_from((0.01, 1.0, 4.0, 64.0)),
         rounding=roundings,
     ),
 )

@@ -97,13 +97,13 @@ def test_small_tensors_may_be_sent_whole() -> None:
         assert np.count_nonzero(arrived[name]) == sent
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_rounding_by_chance_gives_the_true_value_on_average(bits: int) -> None:
+@pytest.mark.parametrize(("bits", "step"), [(2, None), (4, None), (8, None), (8, 4.0), (3, 1.0)])
+def test_rounding_by_chance_gives_the_true_value_on_average(bits: int, step: float | None) -> None:
     shapes, draws = {"t": (50,)}, 600
     delta = update(shapes, "heavy", 1)
     # The largest is not one of bfloat16, so that its scale has to be larger than it is.
     delta[np.abs(delta).argmax()] = 1.0035 * 2 ** np.ceil(np.log2(np.abs(delta).max()))
-    config = CodecConfig(levels="uniform", bits=bits, entropy="none")
+    config = CodecConfig(levels="uniform", bits=bits, step=step, entropy="none")
     mean = np.mean(
         [decode(encode(delta, shapes, config, s), shapes, config) for s in range(draws)], 0
     )
@@ -117,6 +117,34 @@ def test_rounding_by_chance_never_rounds_beyond_the_last_level() -> None:
     config = CodecConfig(levels="uniform", bits=8, entropy="none")
     shapes = {"t": delta.shape}
     assert (decode(encode(delta, shapes, config, 0), shapes, config) == 1).all()
+
+
+def test_levels_of_all_tensors_lie_as_far_apart_as_asked_or_reach_the_largest() -> None:
+    delta = update(SHAPES, "normal", 0)
+    delta[-240:] *= 10  # the head
+    typical = math.sqrt(float(np.mean(delta.astype(np.float64) ** 2)))
+    for bits, most in ((8, 127), (2, 1)):
+        config = CodecConfig(levels="uniform", bits=bits, step=0.5)
+        arrived = dict(tensors(decode(encode(delta, SHAPES, config, 0), SHAPES, config), SHAPES))
+        for name, values in tensors(delta, SHAPES):
+            apart = max(0.5 * typical, float(np.abs(values).max()) / most)
+            steps = np.unique(np.abs(arrived[name])) / apart
+            # A scale is rounded up, to 8 bits.
+            assert (np.abs(steps - np.rint(steps)) <= 0.01 * np.rint(steps)).all(), name
+
+
+def test_of_wide_steps_only_what_is_no_zero_takes_room() -> None:
+    delta = update(FASHION_SHAPES, "normal", 0)
+    sizes = [
+        len(encode(delta, FASHION_SHAPES, CodecConfig(levels="uniform", bits=8, step=step), 0))
+        for step in (1.0, 4.0, 16.0)
+    ]
+    # Of normal values a share of 0.8 / step is no zero; a position among so few takes more bits.
+    for step, size in zip((4.0, 16.0), sizes[1:], strict=True):
+        share = math.sqrt(2 / math.pi) / step
+        entropy = share - share * math.log2(share) - (1 - share) * math.log2(1 - share)
+        assert size < 1.06 * entropy * len(delta) / 8 + 400
+    assert sizes[0] > 2 * sizes[1]
 
 
 def test_the_seed_decides_and_nothing_else() -> None:

@@ -83,7 +83,10 @@ def test_floats_in_place_of_a_code_are_refused(tmp_path: Path) -> None:
         ("zip", "codec 'zip' is unknown; known: exact"),
         ({"levels": "uniform"}, "bits is missing"),
         ({"keep": 0}, "codec.keep = 0"),
-        ("int4", "error_memory does not go with levels = uniform"),
+        ({"name": "int4", "error_memory": True}, "error_memory does not go with levels = uniform"),
+        ({"name": "qsgd", "error_memory": True}, "levels a step of 4 apart"),
+        ({"name": "lean", "step": 2}, "step = 2 is not used with levels = clusters"),
+        ({"name": "qsgd", "step": 0}, "codec.step = 0"),
         ({"name": "sparse", "keeep": 0.1}, "keeep"),
     ],
 )
@@ -97,7 +100,15 @@ def test_a_codec_is_a_preset_with_fields_of_its_own() -> None:
     found = parse_config(fields).codec
     assert found is not None
     assert found.codec() == PRESETS["sparse"].model_copy(update={"keep": 0.1})
-    assert found.error_memory
+    assert found.remembers
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_errors_that_are_chance_s_are_not_carried_over(name: str) -> None:
+    for said in ({}, {"error_memory": False}):
+        found = parse_config({"classes": {"phone": {}}, "codec": {"name": name, **said}}).codec
+        assert found is not None
+        assert found.remembers == (name not in ("int4", "qsgd") and not said)
 
 
 def test_a_client_that_lies_again_and_again_is_named_and_put_into_quarantine(

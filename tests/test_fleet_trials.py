@@ -154,7 +154,7 @@ def test_the_table_of_codecs_counts_bytes_both_ways() -> None:
     assert found["none"] == ("1", "1.0")
     assert found["sparse"] == ("8", "1.0")
     assert found["none, int8 down"] == ("1", "4.0")
-    assert found["lean, int8 down"] == ("8", "4.0")
+    assert found["qsgd, int8 down"] == ("8", "4.0")
     assert all(float(row["encode MB/s"]) > 0 for row in rows if row["codec"].startswith("sparse"))
 
 

@@ -9,7 +9,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-BITS_LEAST, BITS_MOST = 2, 8
+BITS_LEAST, BITS_MOST, BITS_FOR_MEMORY = 2, 8, 8
+STEP_MOST = 64.0
 
 
 class CodecConfig(BaseModel):
@@ -20,7 +21,9 @@ class CodecConfig(BaseModel):
 
     Levels: `float32` sends the values as they are. `uniform` sends them on 2^bits - 1 evenly spaced
     levels around zero, up to the tensor's largest magnitude; `rounding` up or down by chance, so
-    that the expected value is the true one, or to the nearest. `clusters` fits 2^(bits-1) - 1
+    that the expected value is the true one, or to the nearest. With `step` the levels lie that many
+    root mean squares of all sent values apart, in every tensor, or as far as it takes for the last
+    one to reach the tensor's largest: most values become zero (as in QSGD, Alistarh et al. 2017). `clusters` fits 2^(bits-1) - 1
     magnitudes to the whole update by k-means, each with both signs, and zero (FedZip). `sign` sends
     a bit a value: its sign, times the mean magnitude of the tensor's sent values.
 
@@ -28,7 +31,7 @@ class CodecConfig(BaseModel):
     with `none` each takes the same number of bits, which is faster.
 
     What is lost of an update is always smaller than the update, and an error memory therefore
-    bounded, but for `uniform` by chance: on few levels its error is larger than the update.
+    bounded, but for `uniform` by chance: on few levels its error is larger than the update (`varies`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -38,6 +41,7 @@ class CodecConfig(BaseModel):
     whole_below: int = Field(0, ge=0)
     levels: Literal["float32", "uniform", "clusters", "sign"] = "float32"
     bits: int | None = Field(None, ge=BITS_LEAST, le=BITS_MOST)
+    step: float | None = Field(None, gt=0, le=STEP_MOST)
     rounding: Literal["chance", "nearest"] = "chance"
     entropy: Literal["rans", "none"] = "rans"
 
@@ -53,17 +57,27 @@ class CodecConfig(BaseModel):
                 f"bits = {self.bits} is not used with levels = {self.levels}; allowed with "
                 "uniform, clusters"
             )
+        if self.step is not None and self.levels != "uniform":
+            raise ValueError(
+                f"step = {self.step:g} is not used with levels = {self.levels}; allowed with uniform"
+            )
         if self.rounding != "chance" and self.levels != "uniform":
             raise ValueError(
                 f"rounding = {self.rounding} is not used with levels = {self.levels}; allowed with "
                 "uniform"
             )
-        if self.whole_below and self.keep == 1:
+        if self.whole_below and self.keep == 1 and self.step is None:
             raise ValueError(
                 f"whole_below = {self.whole_below} is not used with keep = 1, which sends every "
                 "tensor whole"
             )
         return self
+
+    @property
+    def varies(self) -> bool:
+        """Whether chance decides an error that can exceed the update: such a one is not carried over."""
+        coarse = self.step is not None or (self.bits or 0) < BITS_FOR_MEMORY
+        return self.levels == "uniform" and self.rounding == "chance" and coarse
 
     def magnitudes(self) -> int:
         """How many levels above zero there are; none where values are sent as they are."""
@@ -79,6 +93,7 @@ PRESETS: Mapping[str, CodecConfig] = MappingProxyType(
             CodecConfig(name="exact"),
             CodecConfig(name="int8", levels="uniform", bits=8),
             CodecConfig(name="int4", levels="uniform", bits=4),
+            CodecConfig(name="qsgd", levels="uniform", bits=8, step=4.0),
             CodecConfig(name="lean", keep=0.4, whole_below=128, levels="clusters", bits=3),
             CodecConfig(name="fedzip", keep=0.2, levels="clusters", bits=2),
             CodecConfig(name="sparse", keep=0.02, whole_below=128, levels="clusters", bits=3),

@@ -5,6 +5,7 @@ tensor's scale. Zero is always a level, so that what is zero stays zero (FedZip'
 which turns its pruned zeros into small values). Scales and magnitudes are bfloat16.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,15 +54,18 @@ class Levels:
 
 
 _half_infinity = 0x7F80
+REACH_MOST = 3e38
+"""In bfloat16 still a number."""
 
 
 def fit_levels(values: Flat, counts: Sequence[int], config: CodecConfig) -> Levels:
     """Scales of tensors with so many values each, and a codebook if there is one."""
     begin, scales = 0, np.zeros(len(counts), np.float32)
+    typical = 0.0 if config.step is None else _typical(values)
     for place, count in enumerate(counts):
         magnitudes = np.abs(values[begin : begin + count])
         if config.levels == "uniform":
-            scales[place] = magnitudes.max(initial=0)
+            scales[place] = _reach(magnitudes, typical, config)
         elif used := np.count_nonzero(magnitudes):
             scales[place] = magnitudes.sum(dtype=np.float64) / used
         begin += count
@@ -71,6 +75,24 @@ def fit_levels(values: Flat, counts: Sequence[int], config: CodecConfig) -> Leve
         return Levels(halves, np.empty(0, np.uint16))
     in_scales = _in_scales(np.abs(values), halves, counts)
     return Levels(halves, _narrowed(_clusters(in_scales, config.magnitudes()), 0x8000))
+
+
+def _reach(magnitudes: Flat, typical: float, config: CodecConfig) -> float:
+    """How far uniform levels reach: no value lies beyond, and none overflows where it is rounded."""
+    largest = float(magnitudes.max(initial=0))
+    if config.step is None or not largest:
+        return largest
+    return min(max(largest, config.magnitudes() * config.step * typical), REACH_MOST)
+
+
+def _typical(values: Flat) -> float:
+    """Root mean square."""
+    largest = float(np.abs(values).max(initial=0))
+    if not largest:
+        return 0.0
+    # Of the shares of the largest: their squares are neither too large nor all too small.
+    shares = values / np.float32(largest)
+    return largest * math.sqrt(float(np.dot(shares, shares)) / len(shares))
 
 
 def encode_levels(

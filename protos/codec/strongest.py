@@ -53,8 +53,10 @@ class Plan:
 def plan_of(shapes: Shapes, config: CodecConfig) -> Plan:
     """Which tensors are sent how."""
     parts = tuple(_parts(shapes, config.keep))
-    whole = tuple(p for p in parts if config.keep == 1 or p.size < config.whole_below)
-    sparse = tuple(p for p in parts if not (config.keep == 1 or p.size < config.whole_below))
+    # Most values on levels a step apart are zero: the others' positions take less than the zeros.
+    all_whole = config.keep == 1 and config.step is None
+    whole = tuple(p for p in parts if all_whole or p.size < config.whole_below)
+    sparse = tuple(p for p in parts if not (all_whole or p.size < config.whole_below))
     return Plan(sparse, whole, sum(part.size for part in parts))
 
 
