@@ -174,6 +174,48 @@ def test_the_way_by_hand_works_and_gives_the_same_supernet_as_a_simulation(
     assert not left
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_devices_of_a_fleet_pull_models_of_their_own_from_a_live_server(
+    tmp_path: Path, config: Path
+) -> None:
+    fleet = tmp_path / "fleet.json"
+    bounds = {"meter": 40_000, "door": 1_000_000}
+    fleet.write_text(
+        json.dumps(
+            {
+                "runtimes": {"board": {"kind": "onnx_int8", "macs_per_s": 4e7}},
+                "devices": [
+                    {"name": name, "runtime": "board", "budget": {"macs": macs}}
+                    for name, macs in bounds.items()
+                ],
+            }
+        )
+    )
+    config.write_text(config.read_text().replace("samples = 8", "samples = 12"))
+    place = ("--config", str(config), "--state", str(tmp_path / "state"))
+    device("data", "--data", "fedofa.client.datasets:digits_test", "--write", str(tmp_path))
+    inputs = ("--input", str(tmp_path / "x.npy"), "--labels", str(tmp_path / "y.npy"))
+    with server(tmp_path) as addresses, devices(tmp_path, addresses["devices"]):
+        fedofa("run", *place, "--evaluate", "--json")
+        done = json.loads(fedofa("specialize", *place, "--fleet", str(fleet), "--json").stdout)
+        assert done["summary"]["served"] == len(bounds)
+        for name in bounds:
+            store = ("--store", str(tmp_path / name), "--device", name)
+            device("pull", "--server", addresses["depot"], *store)
+            measured = json.loads(device("run", *store, *inputs, "--json").stdout)
+            assert measured["examples"] == 449
+            (held,) = json.loads(device("status", *store, "--json").stdout)["models"]
+            (mine,) = (
+                one
+                for one in done["artifacts"]
+                if one["device_class"] == held["current"]["device_class"]
+            )
+            assert held["device"] == name
+            assert mine["macs"] <= bounds[name]
+            assert mine["size_bytes"] == Path(held["current"]["path"]).stat().st_size
+
+
 def _ours(pid: int, folder: Path) -> bool:
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
