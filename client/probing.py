@@ -89,7 +89,7 @@ def _measured(
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
         for name, model in models.items():
-            times[name].append(_fastest(model, inputs[name]))
+            times[name].append(fastest_s(model, inputs[name]))
     found = KindMeasured(
         kind=kind,
         runtime=_runtime(next(iter(models.values()))),
@@ -104,7 +104,8 @@ def _measured(
     return found
 
 
-def _fastest(model: InferenceModel, x: np.ndarray) -> float:
+def fastest_s(model: InferenceModel, x: np.ndarray) -> float:
+    """Seconds of the fastest of many runs on the example `x` (1, …) within a turn."""
     best, runs, end = math.inf, 0, time.perf_counter() + TURN_S
     while runs < LEAST_RUNS or time.perf_counter() < end:
         begin = time.perf_counter()

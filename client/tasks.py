@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from ..protos.messages import (
     tensor_shapes,
 )
 from ..protos.observing import observe_histograms, observe_ranges
+from ..protos.probes import LEAST_S
 from ..protos.subnets import set_statistics, unpack
 from ..supernet.axes import regions
 from ..supernet.batch import resized
@@ -50,8 +52,11 @@ from .data import ClientData, Floats
 from .device import class_name, declared
 from .device import data as data_of
 from .local_tensors import own_values
+from .probing import fastest_s
 from .profile import profile
 from .update_task import floats, local_update, octets
+
+TIMED_TURNS = 3
 
 
 def run_profile(device: Device, body: ProfileRequest, _values: Values | None) -> DeviceProfile:
@@ -181,10 +186,12 @@ def _verdict(
         reference = module(inputs).numpy() / np.float32(item.temperature)
     if item.shift:
         reference = reference + np.asarray(item.shift, np.float32)
-    outputs, at = [], 4 * item.values
+    outputs, latencies, at = [], list[float](), 4 * item.values
     for entry in item.files:
         content = blob[at : at + entry.size_bytes]
-        outputs.append(_run_file(content, entry, inputs.contiguous().numpy()))
+        output, seconds = _run_file(content, entry, inputs.contiguous().numpy())
+        outputs.append(output)
+        latencies += seconds
         at += entry.size_bytes
     labels = data.validation.y
     # Where an output is no number, `max_difference` says so, and there is no confidence.
@@ -196,16 +203,21 @@ def _verdict(
         agree=tuple(_hits(output, reference.argmax(1)) for output in outputs),
         max_difference=tuple(float(np.abs(o - reference).max()) for o in outputs),
         calibration=tuple(Calibration.of(logits, labels).sums() for logits in confident),
+        latency_s=tuple(latencies),
     )
 
 
-def _run_file(content: bytes, entry: FileEntry, inputs: Floats) -> Floats:
+def _run_file(content: bytes, entry: FileEntry, inputs: Floats) -> tuple[Floats, list[float]]:
+    """Outputs, and the seconds of one example, timed as probes are; none where there is no example."""
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise MessageError(f"file {entry.name}: its bytes are not those of the manifest")
     with tempfile.TemporaryDirectory(prefix="fedofa-verify-") as folder:
         path = Path(folder) / entry.name
         path.write_bytes(content)
-        return open_model(path, entry).run(inputs)
+        model = open_model(path, entry)
+        outputs = model.run(inputs)
+        turns = [fastest_s(model, inputs[:1]) for _ in range(TIMED_TURNS if len(inputs) else 0)]
+        return outputs, [max(median(turns), LEAST_S)] if turns else []
 
 
 def _hits(outputs: Floats, labels: NDArray[np.int64]) -> int:

@@ -24,7 +24,7 @@ from .codec.config import CodecConfig
 from .histograms import MOST_BINS
 from .holding import Holding, Holds
 from .manifest import FileEntry, FileKind, Normalization
-from .probes import Measurements
+from .probes import Measurements, Seconds
 from .recipe import ArchValues, Recipe
 
 TensorShapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -356,6 +356,7 @@ class Verdict(BaseModel):
 
     `agree` counts equal top-1 answers, `max_difference` is the largest absolute difference of any
     logit, per file. `calibration`, where it was asked for, is that of the subnet, then of each file.
+    `latency_s` is what one run on one example takes, per file; none where there is no example.
     """
 
     model_config = ConfigDict(
@@ -367,6 +368,7 @@ class Verdict(BaseModel):
     agree: tuple[Count, ...]
     max_difference: tuple[float, ...]
     calibration: tuple[CalibrationSums, ...] = ()
+    latency_s: tuple[Seconds, ...] = ()
 
 
 class VerifyReply(Body):

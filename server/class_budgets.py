@@ -7,6 +7,7 @@ budget is tightened by what the devices that joined declared for themselves.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from ..protos.manifest import FileKind
 from ..specialize.filesize import largest_int8_bytes
 from ..supernet.cost import Budget, cost
 from ..supernet.errors import FedofaError, UsageError
@@ -37,6 +38,10 @@ class ClassBudget:
         size_bytes = largest_int8_bytes(self.formats, self.space.layers(arch))
         predicted_ms = None if self.latency is None else self.latency(arch)
         return running.excess(cost(self.space, arch), 1, size_bytes, predicted_ms)
+
+    def predicted_ms(self, arch: Arch) -> dict[FileKind, float]:
+        """Milliseconds by the kind of file that the bound is about; none where there is no bound."""
+        return {} if self.latency is None else {self.latency.kind: self.latency(arch)}
 
     def fits(self, arch: Arch) -> bool:
         """Whether a subnet breaks none of the bounds."""

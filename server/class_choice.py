@@ -1,9 +1,10 @@
 """What a search found for a device class, and what stands beside it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..protos.manifest import FileKind
 from ..protos.subnets import Statistics
 from ..specialize.predictors.rank_report import RankReport
 from ..specialize.search.audit import Audit, audit_one
@@ -34,7 +35,8 @@ class Choice:
 
     `candidates` were measured together, the search's own first choice first; that one was the best
     of `chosen_from` by earlier measurements (1: by prediction alone). `rank` is of the predictor,
-    over the subnets of all classes that the search measured.
+    over the subnets of all classes that the search measured. `predicted_ms` is the latency of the best,
+    by the kind of file that the class's bound is about; empty where none is bounded.
     """
 
     device_class: str
@@ -46,6 +48,7 @@ class Choice:
     found: Found
     chosen_from: int
     rank: RankReport
+    predicted_ms: Mapping[FileKind, float] = field(default_factory=dict)
 
     @property
     def margin(self) -> tuple[float, float] | None:

@@ -205,6 +205,7 @@ def _choices(
             found=evaluated,
             chosen_from=1 if _predicts(search, searches[name]) else evaluated.evaluations,
             rank=rank,
+            predicted_ms=classes[name].predicted_ms(best.arch),
         )
     return choices
 

@@ -294,6 +294,7 @@ class FederatedEvaluator:
         """Each export's files against its subnet in PyTorch, on the validation examples."""
         plan = self.survey.plan(_budgets(exports), _validation)
         weights = self.survey.weights(_validation)
+        macs = self._macs([export.arch for export in exports])
 
         def requests() -> Iterator[Request]:
             for name, places in plan.items():
@@ -305,13 +306,17 @@ class FederatedEvaluator:
         def read(
             member: Member, body: VerifyReply, _values: Values | None
         ) -> list[list[FileMeasured]]:
-            counts = [len(exports[place].files) for place in plan[member.name]]
+            places = plan[member.name]
+            counts = [len(exports[place].files) for place in places]
             stated, weight = member.profile.validation_examples, weights[member.name]
-            found = figures.read_verdicts(body, counts, stated)
+            verdicts = figures.read_verdicts(body, counts, stated)
+            found = [
+                figures.timed_by(member.name, parts, verdict, macs[place])
+                for place, parts, verdict in zip(places, verdicts, body.verdicts, strict=True)
+            ]
             return [[figures.lighter_file(part, weight) for part in parts] for parts in found]
 
         found: dict[int, list[FileMeasured]] = {}
-        macs = self._macs([export.arch for export in exports])
         # The subnet itself runs beside each of its files.
         each = {place: macs[place] * (1 + len(e.files)) for place, e in enumerate(exports)}
         work = Work(each, _validation)

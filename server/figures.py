@@ -6,7 +6,7 @@ profile. MessageError says what is wrong with one that is not used.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..protos.messages import (
     Verdict,
     VerifyReply,
 )
+from ..protos.probes import MOST_MACS_PER_S_AND_THREAD
 from ..supernet.batchnorm import Moments
 from ..supernet.errors import UsageError
 from ..supernet.space import Arch, Space
@@ -66,6 +67,8 @@ class FileMeasured:
     max_difference: float
     calibration: tuple[Calibration, Calibration] | None = None
     """Of the file and of its subnet, where it was asked for."""
+    latency_s: Mapping[str, float] = field(default_factory=dict)
+    """Device → seconds of one run on one example, by those that said so."""
 
     def __add__(self, other: "FileMeasured") -> "FileMeasured":
         return FileMeasured(
@@ -75,6 +78,7 @@ class FileMeasured:
             # Python's max passes over a NaN or keeps it, as the order has it.
             max_difference=max(_bounded(self.max_difference), _bounded(other.max_difference)),
             calibration=self._calibration_with(other),
+            latency_s={**self.latency_s, **other.latency_s},
         )
 
     def _calibration_with(self, other: "FileMeasured") -> tuple[Calibration, Calibration] | None:
@@ -184,7 +188,27 @@ def read_verdicts(
             raise MessageError(f"verification: counts from 0 to {examples} expected")
         if len(verdict.calibration) not in (0, count + 1):
             raise MessageError(f"verification: calibrations of {count + 1} networks expected")
+        if len(verdict.latency_s) not in (0, count):
+            raise MessageError(f"verification: latencies of {count} files expected")
     return [_figures(verdict, examples) for verdict in reply.verdicts]
+
+
+def timed_by(
+    device: str, found: Sequence[FileMeasured], verdict: Verdict, macs: int
+) -> list[FileMeasured]:
+    """The figures of a subnet's files with the latencies that the device said.
+
+    MessageError for one that no processor reaches.
+    """
+    if not verdict.latency_s:
+        return list(found)
+    if min(verdict.latency_s) < (least := macs / MOST_MACS_PER_S_AND_THREAD):
+        raise MessageError(
+            f"verification: {min(verdict.latency_s):.3g} s for {macs:,} multiply-accumulates; no "
+            f"processor needs less than {least:.3g}"
+        )
+    pairs = zip(found, verdict.latency_s, strict=True)
+    return [replace(figure, latency_s={device: seconds}) for figure, seconds in pairs]
 
 
 def _require_examples(about: str, got: int, stated: int) -> None:
@@ -243,11 +267,11 @@ def lighter_file(figure: FileMeasured, weight: float) -> FileMeasured:
     calibration = figure.calibration
     if calibration is not None and weight < 1:
         calibration = calibration[0].lighter(weight), calibration[1].lighter(weight)
-    return FileMeasured(
+    return replace(
+        figure,
         file=lighter(figure.file, weight),
         reference=lighter(figure.reference, weight),
         agree=lighter(Measured(figure.agree, figure.file.examples), weight).correct,
-        max_difference=figure.max_difference,
         calibration=calibration,
     )
 

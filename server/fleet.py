@@ -50,6 +50,10 @@ class Fleet:
         """Node → member."""
         return {member.node: member for member in self.members.values()}
 
+    def names_of_class(self, name: str) -> frozenset[str]:
+        """The devices of a class."""
+        return frozenset(d for d, m in self.members.items() if m.profile.device_class == name)
+
     @property
     def any_profile(self) -> DeviceProfile:
         """One member's profile, for what all share: shape, classes, normalization."""

@@ -1,10 +1,11 @@
 """What a specialization published, as the run's folder and its report give it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from statistics import median
 
 from ..protos import durable
 from ..protos.manifest import FILE_NAMES, FileKind, Manifest
@@ -15,7 +16,7 @@ from .figures import FileMeasured
 
 @dataclass(frozen=True, slots=True)
 class Specialized:
-    """One class's result, as the run's report gives it."""
+    """One class's result, as the run's report gives it. `devices` are those of the class."""
 
     device_class: str
     manifest: Manifest
@@ -23,6 +24,7 @@ class Specialized:
     choice: Choice
     figures: Mapping[FileKind, FileMeasured]
     adjustment: Adjustment = AS_TRAINED
+    devices: Collection[str] = ()
 
 
 def write_results(path: Path, results: Sequence[Specialized]) -> None:
@@ -54,10 +56,30 @@ def _row(result: Specialized) -> dict[str, object]:
         },
         # Files are measured by themselves, after the search: another exchange, other replies.
         "validation_examples": {"pytorch": best.measured.examples, **counted},
+        "latency_ms": latency_ms(result),
         **result.choice.to_row(),
         "adjustment": {"temperature": adjusted.temperature, "shift": list(adjusted.shift)},
         "calibration": calibration(result.figures),
     }
+
+
+def latency_ms(result: Specialized) -> dict[str, dict[str, float | int | None]]:
+    """Each file's latency as it was predicted and as the class's own devices measured it.
+
+    Of the devices that verified it: how many told, their median, and the slowest, milliseconds.
+    """
+    found: dict[str, dict[str, float | int | None]] = {}
+    for kind, figure in result.figures.items():
+        mine = [1e3 * s for name, s in figure.latency_s.items() if name in result.devices]
+        predicted = result.choice.predicted_ms.get(kind)
+        if mine or predicted is not None:
+            found[str(kind)] = {
+                "predicted": predicted,
+                "median": median(mine) if mine else None,
+                "slowest": max(mine) if mine else None,
+                "devices": len(mine),
+            }
+    return found
 
 
 def calibration(figures: Mapping[FileKind, FileMeasured]) -> dict[str, dict[str, float]] | None:

@@ -175,6 +175,30 @@ def test_every_verification_and_observation_is_of_the_examples_in_the_profile() 
             figures.read_ranges(observed, 1, stated)
 
 
+def test_latencies_are_kept_by_device_and_none_is_believed_that_no_processor_reaches() -> None:
+    def told(device: str, *latency_s: float) -> list[FileMeasured]:
+        verdict = Verdict(
+            reference_correct=3,
+            correct=(2, 3),
+            agree=(3, 3),
+            max_difference=(0.1, 0.1),
+            latency_s=latency_s,
+        )
+        reply = VerifyReply(device=device, examples=5, verdicts=(verdict,))
+        (found,) = figures.read_verdicts(reply, [2], 5)
+        return figures.timed_by(device, found, verdict, 4_000_000)
+
+    both = [a + b for a, b in zip(told("a", 0.01, 0.02), told("b", 0.03, 0.04), strict=True)]
+    assert [dict(each.latency_s) for each in both] == [{"a": 0.01, "b": 0.03}, {"a": 0.02, "b": 0.04}]
+    assert figures.lighter_file(both[0], 0.1).latency_s == both[0].latency_s
+    silent = [a + b for a, b in zip(told("a"), told("b", 0.03, 0.04), strict=True)]
+    assert [dict(each.latency_s) for each in silent] == [{"b": 0.03}, {"b": 0.04}]
+    with pytest.raises(MessageError, match="latencies of 2 files"):
+        told("a", 0.01)
+    with pytest.raises(MessageError, match="no processor needs less than 1e-06"):
+        told("a", 0.01, 9e-7)
+
+
 @pytest.mark.parametrize("space", [DIGITS, SMALL], ids=["digits", "small"])
 def test_the_counts_that_are_expected_are_those_that_a_device_finds(space: Any) -> None:
     import torch

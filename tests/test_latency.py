@@ -335,6 +335,7 @@ def test_a_class_goes_by_its_slowest_device(tmp_path: Path) -> None:
     for arch in drawn(DIGITS, 40, seed=5):
         assert latency(arch) == pytest.approx(2e3 * device(DIGITS, arch), rel=0.05)
         assert found["big"].fits(arch) == (latency(arch) <= 0.15)
+        assert found["big"].predicted_ms(arch) == {"tflite_int8": latency(arch)}
 
 
 @pytest.mark.parametrize("case", ["no probes", "nobody measured", "other probes", "absurd"])

@@ -81,7 +81,11 @@ BODIES: list[Body] = [
         examples=4,
         verdicts=(
             messages.Verdict(
-                reference_correct=2, correct=(1,), agree=(4,), max_difference=(math.inf,)
+                reference_correct=2,
+                correct=(1,),
+                agree=(4,),
+                max_difference=(math.inf,),
+                latency_s=(0.002,),
             ),
         ),
     ),

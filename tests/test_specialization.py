@@ -112,6 +112,15 @@ def test_a_class_keeps_to_what_its_devices_declared(done: Run) -> None:
     assert row["budget"] == {"params": 2200}
 
 
+def test_what_the_class_s_own_devices_timed_stands_beside_what_was_predicted(done: Run) -> None:
+    (row,) = json.loads((done.folder / "specialized.json").read_text())
+    assert row["latency_ms"].keys() == row["files"].keys()
+    for found in row["latency_ms"].values():
+        # Two of the fleet's devices are of this class; without a bound nothing is predicted.
+        assert (found["predicted"], found["devices"]) == (None, 2)
+        assert 0 < found["median"] <= found["slowest"] < 1000
+
+
 def test_a_declared_bound_that_fits_no_subnet_names_the_device(done: Run) -> None:
     assert "file_bytes" in reasons(done)["tiny"]
     assert "> 500, and device dev-4 declares that bound" in reasons(done)["tiny"]

@@ -37,8 +37,11 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                 _n("size_bytes", "bytes", "count"), _n("accuracy", "accuracy", "percent"),
                 _n("subnet_accuracy", "of the subnet", "percent"),
                 _c("examples", "examples", "count"),
-                _c("subnet_examples", "examples of the subnet", "count"), _c("budget", "budget", "bounds"),
-                _c("arch", "architecture"),
+                _c("subnet_examples", "examples of the subnet", "count"),
+                _c("predicted_ms", "predicted ms", "number"),
+                _c("median_ms", "median ms on its devices", "number"),
+                _c("slowest_ms", "slowest device ms", "number"),
+                _c("budget", "budget", "bounds"), _c("arch", "architecture"),
             ),
         ),
         "fleets": Table(

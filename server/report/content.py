@@ -110,9 +110,20 @@ def _models(facts: Facts) -> list[dict[str, Any]]:
                     "subnet_accuracy": row["validation"]["pytorch"],
                     "examples": file_examples(row, kind),
                     "subnet_examples": row["validation"]["examples"],
+                    **_latency(row, kind),
                 }
             )
     return rows
+
+
+def _latency(row: Row, kind: str) -> dict[str, Any]:
+    """Milliseconds, predicted and as the class's devices measured them; None where nobody did."""
+    known = row.get("latency_ms", {}).get(kind, {})
+    return {
+        "predicted_ms": known.get("predicted"),
+        "median_ms": known.get("median"),
+        "slowest_ms": known.get("slowest"),
+    }
 
 
 def _audit(row: Row) -> dict[str, Any]:
