@@ -1,8 +1,8 @@
 """`fedofa bench bits`: what few bits cost in accuracy, and give in bytes and time, subnet by subnet.
 
-A supernet of each task is trained once, at a fraction of the accuracy benchmark's cost. Of every
-budget the largest subnet is exported; each way of quantizing it is measured on the test part, beside
-the float network on the same examples. Ranges come from devices' histograms, merged.
+A supernet of each task is trained once, as for the table of recipes. Of every budget the largest subnet
+is exported; each way of quantizing it is measured on the test part, beside the float network on the
+same examples. Ranges come from devices' histograms, merged.
 """
 
 import json
@@ -39,6 +39,7 @@ from fedofa.supernet.space import Arch
 from rich.console import Console
 from torch import nn
 
+from .accuracy import commit
 from .bits_subnets import Measurable, measurable
 from .timing import machine
 
@@ -150,7 +151,7 @@ def command(results: Path, only: Sequence[str] = ()) -> list[Record]:
             if (name, budget) not in known:
                 kept += [{"task": name, "budget": budget, **row} for row in measured(on, arch)]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                record = {"machine": machine(), "rows": kept}
+                record = {"machine": machine(), "commit": commit(), "rows": kept}
                 durable.write(path, json.dumps(record, indent=1).encode() + b"\n")
     Console().print(table(summary(kept), "bits: mean over the subnets of both tasks"))
     return kept

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +25,6 @@ from .accuracy_tasks import TASKS, Task, data_folder
 from .federation import Federation, fleet_of, rounds_for
 from .subnet_accuracy import BATCH, Pooled, pooled
 
-TRAIN_MACS = 3e11
-"""A quarter or less of what the accuracy benchmark spends: accuracies are lower than there."""
 SEED = 0
 CALIBRATION_EACH, STATISTICS_EACH = 16, 50
 
@@ -76,14 +74,14 @@ class Measurable:
 
 
 def measurable(name: str, kept: Path, test_examples: int) -> Measurable:
-    """Train a task's supernet, or read what an earlier run kept in that folder."""
-    task = replace(TASKS[name], budget_macs=TRAIN_MACS)
+    """Train a task's supernet as for the table of recipes, or read what was kept in that folder."""
+    task = TASKS[name]
     devices = fleet_of(task.source(SEED), list(task.budgets()))
-    path = kept / f"{name}.safetensors"
+    path = kept / f"{name}-{task.budget_macs:.0e}.safetensors"
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
             make = partial(configuration, task, "fedofa", SEED, change={})
-            rounds = rounds_for(Federation(make(rounds=8), devices, Path(folder)), TRAIN_MACS)
+            rounds = rounds_for(Federation(make(rounds=8), devices, Path(folder)), task.budget_macs)
             federation = Federation(make(rounds=rounds), devices, Path(folder))
             federation.train()
         kept.mkdir(parents=True, exist_ok=True)

@@ -189,7 +189,10 @@ def test_latencies_are_kept_by_device_and_none_is_believed_that_no_processor_rea
         return figures.timed_by(device, found, verdict, 4_000_000)
 
     both = [a + b for a, b in zip(told("a", 0.01, 0.02), told("b", 0.03, 0.04), strict=True)]
-    assert [dict(each.latency_s) for each in both] == [{"a": 0.01, "b": 0.03}, {"a": 0.02, "b": 0.04}]
+    assert [dict(each.latency_s) for each in both] == [
+        {"a": 0.01, "b": 0.03},
+        {"a": 0.02, "b": 0.04},
+    ]
     assert figures.lighter_file(both[0], 0.1).latency_s == both[0].latency_s
     silent = [a + b for a, b in zip(told("a"), told("b", 0.03, 0.04), strict=True)]
     assert [dict(each.latency_s) for each in silent] == [{"b": 0.03}, {"b": 0.04}]
