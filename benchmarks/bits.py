@@ -147,11 +147,11 @@ def command(results: Path, only: Sequence[str] = ()) -> list[Record]:
     for name in only or TASK_NAMES:
         on = measurable(name, KEPT, TEST_EXAMPLES)
         for budget, arch in on.archs():
-            known = {(r["task"], r["budget"]) for r in kept}
-            if (name, budget) not in known:
-                kept += [{"task": name, "budget": budget, **row} for row in measured(on, arch)]
+            whose = {"task": name, "budget": budget, "train_macs": on.task.budget_macs}
+            if not any(whose.items() <= row.items() for row in kept):
+                kept += [{**whose, "commit": commit(), **row} for row in measured(on, arch)]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                record = {"machine": machine(), "commit": commit(), "rows": kept}
+                record = {"machine": machine(), "rows": kept}
                 durable.write(path, json.dumps(record, indent=1).encode() + b"\n")
     Console().print(table(summary(kept), "bits: mean over the subnets of both tasks"))
     return kept

@@ -77,7 +77,7 @@ def measurable(name: str, kept: Path, test_examples: int) -> Measurable:
     """Train a task's supernet as for the table of recipes, or read what was kept in that folder."""
     task = TASKS[name]
     devices = fleet_of(task.source(SEED), list(task.budgets()))
-    path = kept / f"{name}-{task.budget_macs:.0e}.safetensors"
+    path = kept / f"{name}-{task.budget_macs:.4g}.safetensors"
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
             make = partial(configuration, task, "fedofa", SEED, change={})

@@ -22,6 +22,7 @@ from ..protos.inference import InferenceModel, available_kinds, open_model
 from ..protos.manifest import FileEntry, FileKind
 from ..protos.probes import (
     LEAST_S,
+    MOST_S,
     KindMeasured,
     Measurements,
     Probe,
@@ -34,6 +35,7 @@ from ..supernet.errors import ArtifactError, UsageError
 from .probe_memory import Cost
 
 ROUNDS, TURN_S, LEAST_RUNS = 7, 0.02, 5
+FEW_ROUNDS, SLOW_S = 3, 0.1
 MEMORY_TIMEOUT_S = 300.0
 Tell = Callable[[str], None]
 
@@ -113,6 +115,19 @@ def fastest_s(model: InferenceModel, x: np.ndarray) -> float:
         best = min(best, time.perf_counter() - begin)
         runs += 1
     return best
+
+
+def latency_s(model: InferenceModel, x: np.ndarray) -> float | None:
+    """Seconds of one run on the example `x` (1, …) of a model that has run before.
+
+    The median of a few turns as probes are timed; of a slow model a single run. None for what is beyond
+    any latency that is believed.
+    """
+    begin = time.perf_counter()
+    model.run(x)
+    once = time.perf_counter() - begin
+    found = once if once > SLOW_S else median(fastest_s(model, x) for _ in range(FEW_ROUNDS))
+    return max(found, LEAST_S) if found <= MOST_S else None
 
 
 def _opened(folder: Path, probe: Probe, kind: FileKind, threads: int) -> InferenceModel:

@@ -4,7 +4,6 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from ..protos.device import Device
 from ..protos.flower import Values
 from ..protos.histograms import Histogram
 from ..protos.inference import Ranges, open_model
-from ..protos.manifest import FileEntry
+from ..protos.manifest import FileEntry, FileKind
 from ..protos.messages import (
     DeviceProfile,
     EvaluateReply,
@@ -36,7 +35,7 @@ from ..protos.messages import (
     tensor_shapes,
 )
 from ..protos.observing import observe_histograms, observe_ranges
-from ..protos.probes import LEAST_S
+from ..protos.probes import read_measurements
 from ..protos.subnets import set_statistics, unpack
 from ..supernet.axes import regions
 from ..supernet.batch import resized
@@ -52,11 +51,9 @@ from .data import ClientData, Floats
 from .device import class_name, declared
 from .device import data as data_of
 from .local_tensors import own_values
-from .probing import fastest_s
+from .probing import latency_s
 from .profile import profile
 from .update_task import floats, local_update, octets
-
-TIMED_TURNS = 3
 
 
 def run_profile(device: Device, body: ProfileRequest, _values: Values | None) -> DeviceProfile:
@@ -163,17 +160,30 @@ def run_verify(device: Device, body: VerifyRequest, values: Values | None) -> Ve
     space = space_from_dict(body.space)
     data = data_of(device)
     blob, at, verdicts = octets(values, "files"), 0, []
+    threads = _threads(device) if any(item.timed for item in body.items) else {}
     for item in body.items:
         size = 4 * item.values + sum(entry.size_bytes for entry in item.files)
         if at + size > len(blob):
             raise MessageError(f"{size} bytes announced, {len(blob) - at} came")
-        verdicts.append(_verdict(space, item, blob[at : at + size], data, body.calibration))
+        part = blob[at : at + size]
+        verdicts.append(_verdict(space, item, part, data, threads, body.calibration))
         at += size
     return VerifyReply(device=device.name, examples=len(data.validation), verdicts=tuple(verdicts))
 
 
+def _threads(device: Device) -> dict[FileKind, int]:
+    """With how many threads the device timed its probes: so are its files, to compare with them."""
+    path = declared(device).measurements
+    return {one.kind: one.threads for one in read_measurements(Path(path)).kinds} if path else {}
+
+
 def _verdict(
-    space: Space, item: VerifyItem, blob: bytes, data: ClientData, calibration: bool
+    space: Space,
+    item: VerifyItem,
+    blob: bytes,
+    data: ClientData,
+    threads: Mapping[FileKind, int],
+    calibration: bool,
 ) -> Verdict:
     arch = space.arch(item.arch)
     flat = np.frombuffer(blob[: 4 * item.values], dtype=np.float32).copy()
@@ -186,14 +196,17 @@ def _verdict(
         reference = module(inputs).numpy() / np.float32(item.temperature)
     if item.shift:
         reference = reference + np.asarray(item.shift, np.float32)
-    outputs, latencies, at = [], list[float](), 4 * item.values
+    outputs, latencies, at = [], list[float | None](), 4 * item.values
     for entry in item.files:
         content = blob[at : at + entry.size_bytes]
-        output, seconds = _run_file(content, entry, inputs.contiguous().numpy())
+        output, latency = _run_file(
+            content, entry, inputs.contiguous().numpy(), threads.get(entry.kind, 1), item.timed
+        )
         outputs.append(output)
-        latencies += seconds
+        latencies.append(latency)
         at += entry.size_bytes
     labels = data.validation.y
+    known_s = tuple(one for one in latencies if one is not None)
     # Where an output is no number, `max_difference` says so, and there is no confidence.
     known = calibration and all(np.isfinite(logits).all() for logits in (reference, *outputs))
     confident = [reference, *outputs] if known else []
@@ -203,21 +216,22 @@ def _verdict(
         agree=tuple(_hits(output, reference.argmax(1)) for output in outputs),
         max_difference=tuple(float(np.abs(o - reference).max()) for o in outputs),
         calibration=tuple(Calibration.of(logits, labels).sums() for logits in confident),
-        latency_s=tuple(latencies),
+        latency_s=known_s if len(known_s) == len(latencies) else (),
     )
 
 
-def _run_file(content: bytes, entry: FileEntry, inputs: Floats) -> tuple[Floats, list[float]]:
-    """Outputs, and the seconds of one example, timed as probes are; none where there is no example."""
+def _run_file(
+    content: bytes, entry: FileEntry, inputs: Floats, threads: int, timed: bool
+) -> tuple[Floats, float | None]:
+    """Outputs, and where it is asked for and there is an example, the seconds of one."""
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise MessageError(f"file {entry.name}: its bytes are not those of the manifest")
     with tempfile.TemporaryDirectory(prefix="fedofa-verify-") as folder:
         path = Path(folder) / entry.name
         path.write_bytes(content)
-        model = open_model(path, entry)
+        model = open_model(path, entry, threads)
         outputs = model.run(inputs)
-        turns = [fastest_s(model, inputs[:1]) for _ in range(TIMED_TURNS if len(inputs) else 0)]
-        return outputs, [max(median(turns), LEAST_S)] if turns else []
+        return outputs, latency_s(model, inputs[:1]) if timed and len(inputs) else None
 
 
 def _hits(outputs: Floats, labels: NDArray[np.int64]) -> int:

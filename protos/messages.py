@@ -327,7 +327,8 @@ class VerifyItem(BaseModel):
     """One subnet and its exported files; the array holds their bytes, one item after the other.
 
     First `values` float32 numbers, the subnet's weights and norm statistics, then each file. The
-    files give the subnet's logits divided by `temperature`, plus `shift`.
+    files give the subnet's logits divided by `temperature`, plus `shift`. `timed` asks for their
+    latencies.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -337,6 +338,7 @@ class VerifyItem(BaseModel):
     files: tuple[FileEntry, ...]
     temperature: float = Field(1.0, gt=0, le=1e6)
     shift: tuple[Finite, ...] = ()
+    timed: bool = False
 
 
 class VerifyRequest(Body):
@@ -356,7 +358,7 @@ class Verdict(BaseModel):
 
     `agree` counts equal top-1 answers, `max_difference` is the largest absolute difference of any
     logit, per file. `calibration`, where it was asked for, is that of the subnet, then of each file.
-    `latency_s` is what one run on one example takes, per file; none where there is no example.
+    `latency_s` is what one run on one example takes, per file; none where nobody asked.
     """
 
     model_config = ConfigDict(

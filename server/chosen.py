@@ -1,6 +1,6 @@
 """A subnet on its way to a published model: what was chosen, what is known of it, what was made."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,8 @@ class Chosen:
 
     `name` is the device class that it is published for; devices that can hold any subnet of `budget`
     are asked about it. Files of `formats` are made, and those of `kinds` published (None: all).
-    `finished`: that it was trained further after the search.
+    `finished`: that it was trained further after the search. `timed_by`: the devices that are to
+    time its files.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Chosen:
     formats: tuple[str, ...]
     kinds: tuple[FileKind, ...] | None = None
     finished: Finished | None = None
+    timed_by: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ class CodecSection(CodecConfig):
 
     @model_validator(mode="after")
     def _memory_is_bounded(self) -> Self:
-        if self.error_memory and self.varies:
+        if self.error_memory and self.can_exceed_update:
             raise ValueError(
                 f"error_memory does not go with levels = uniform by chance on {_levels(self)}, "
                 "whose error can exceed the update; use rounding = nearest, levels = clusters or "
@@ -30,7 +30,7 @@ class CodecSection(CodecConfig):
     @property
     def remembers(self) -> bool:
         """Whether devices keep what a code loses."""
-        return not self.varies if self.error_memory is None else self.error_memory
+        return not self.can_exceed_update if self.error_memory is None else self.error_memory
 
     def codec(self) -> CodecConfig:
         """The codec alone, as devices are told it."""
@@ -53,7 +53,7 @@ class DownlinkSection(CodecConfig):
                 f"{self.name} would send every value in full, as is done without downlink; leave it "
                 f"out, or use {', '.join(name for name in PRESETS if name != 'exact')}"
             )
-        if self.varies:
+        if self.can_exceed_update:
             raise ValueError(
                 f"levels = uniform by chance on {_levels(self)}, whose error can exceed the "
                 "difference; use rounding = nearest, levels = clusters or sign, or "
@@ -75,6 +75,9 @@ def by_name(field: str, value: object) -> object:
         raise ValueError(f"{field} {fields['name']!r} is unknown; known: {', '.join(PRESETS)}")
     # What is not given stays open, for a field may have another default here than in a codec.
     preset = PRESETS[str(fields["name"])].model_dump(exclude_defaults=True)
+    if fields.get("levels", preset.get("levels")) != preset.get("levels"):
+        # They belong to the preset's levels, and nobody asked for them.
+        preset = {key: value for key, value in preset.items() if key not in ("bits", "step")}
     return {**preset, **fields}
 
 

@@ -109,7 +109,7 @@ class ExportConfig(_Section):
     `trainable` publishes float values too, from which devices train a model of their own.
     """
 
-    formats: tuple[Literal["tflite", "onnx"], ...] = ("tflite", "onnx")
+    formats: tuple[Literal["tflite", "onnx"], ...] = Field(("tflite", "onnx"), min_length=1)
     calibration_examples: int = Field(256, ge=2)
     max_accuracy_drop: float = Field(0.05, ge=0, le=1)
     max_float_difference: float = Field(1e-3, gt=0)
@@ -119,6 +119,13 @@ class ExportConfig(_Section):
     prior: Literal["equal"] | tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
     calibration: bool = False
     trainable: bool = True
+
+    @field_validator("formats")
+    @classmethod
+    def _formats_are_distinct(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(formats)) != len(formats):
+            raise ValueError(f"{', '.join(formats)}: one stands twice")
+        return formats
 
     @field_validator("prior")
     @classmethod

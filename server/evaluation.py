@@ -3,7 +3,7 @@
 The server needs no data. What devices return adds up: sums and counts, minima and maxima.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -77,13 +77,17 @@ class FloatFile:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A subnet, its norm statistics, the budget it was made for, and its exported files."""
+    """A subnet, its norm statistics, the budget it was made for, and its exported files.
+
+    Devices in `timed_by` are asked for the files' latencies too.
+    """
 
     arch: Arch
     statistics: Statistics
     budget: Budget
     files: Sequence[tuple[FileEntry, bytes]]
     adjustment: Adjustment = AS_TRAINED
+    timed_by: Collection[str] = ()
 
 
 def _training(profile: DeviceProfile) -> int:
@@ -298,7 +302,7 @@ class FederatedEvaluator:
 
         def requests() -> Iterator[Request]:
             for name, places in plan.items():
-                packed = [self._verify_item(exports[place]) for place in places]
+                packed = [self._verify_item(exports[place], name) for place in places]
                 items = tuple(item for item, _ in packed)
                 body = VerifyRequest(space=self._plain, items=items, calibration=calibration)
                 yield self._request(name, body, _blob([blob for _, blob in packed]))
@@ -325,7 +329,7 @@ class FederatedEvaluator:
             found[place] = [a + b for a, b in zip(before, mine, strict=True)] if before else mine
         return found
 
-    def _verify_item(self, export: Exported) -> tuple[VerifyItem, bytes]:
+    def _verify_item(self, export: Exported, device: str) -> tuple[VerifyItem, bytes]:
         weights = gather(self._weights, regions(self._space, export.arch))
         values = np.concatenate([weights, flat_statistics(export.statistics)])
         entries = tuple(entry for entry, _ in export.files)
@@ -335,6 +339,7 @@ class FederatedEvaluator:
             files=entries,
             temperature=export.adjustment.temperature,
             shift=export.adjustment.shift,
+            timed=device in export.timed_by,
         )
         return item, values.tobytes() + b"".join(content for _, content in export.files)
 

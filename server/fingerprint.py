@@ -1,5 +1,6 @@
 """The parts of a configuration that decide a run's weights: what a resumed run must have kept."""
 
+from ..protos.codec.config import CodecConfig
 from ..supernet.space import Space, plain
 from .config import RunConfig
 
@@ -16,6 +17,14 @@ FINGERPRINT = (
 )
 UNTIL_THE_END = ("growing", "ramp", "maxnet", "delayed", "importance")
 """Sampling methods whose draws depend on how many rounds there will be."""
+
+
+def _fields(codec: CodecConfig) -> dict[str, object]:
+    """As checkpoints have had them since before there was a `step`."""
+    fields = codec.model_dump(mode="json")
+    if codec.step is None:
+        del fields["step"]
+    return fields
 
 
 def fingerprint(config: RunConfig, space: Space) -> dict[str, object]:
@@ -38,8 +47,10 @@ def fingerprint(config: RunConfig, space: Space) -> dict[str, object]:
     for name in ("privacy", "secure", "branches"):
         if dump[name] is not None:
             parts[name] = dump[name]
+    if config.codec is not None:
+        parts["codec"] = {**_fields(config.codec.codec()), "error_memory": config.codec.remembers}
     if config.downlink is not None:
-        parts["downlink"] = config.downlink.codec().model_dump(mode="json")
+        parts["downlink"] = _fields(config.downlink.codec())
     if config.proxy is not None:
         # Where its data lie may change.
         parts["proxy"] = {key: v for key, v in dump["proxy"].items() if key != "data_root"}

@@ -111,6 +111,7 @@ class Production:
                 work.chosen.budget,
                 [(entry, (work.folder / entry.name).read_bytes()) for entry in work.entries],
                 work.subnet.adjustment,
+                work.chosen.timed_by,
             )
             for work in self._works.values()
         ]

@@ -104,6 +104,7 @@ class Specialization:
             choice.statistics,
             choice.best.measured,
             self._config.export.formats,
+            timed_by=self._fleet.names_of_class(choice.device_class),
         )
 
     def _tell(self, what: str) -> None:

@@ -56,22 +56,24 @@ def _row(result: Specialized) -> dict[str, object]:
         },
         # Files are measured by themselves, after the search: another exchange, other replies.
         "validation_examples": {"pytorch": best.measured.examples, **counted},
-        "latency_ms": latency_ms(result),
+        "latency_ms": latency_ms(result.choice, result.figures, result.devices),
         **result.choice.to_row(),
         "adjustment": {"temperature": adjusted.temperature, "shift": list(adjusted.shift)},
         "calibration": calibration(result.figures),
     }
 
 
-def latency_ms(result: Specialized) -> dict[str, dict[str, float | int | None]]:
-    """Each file's latency as it was predicted and as the class's own devices measured it.
+def latency_ms(
+    choice: Choice, figures: Mapping[FileKind, FileMeasured], devices: Collection[str]
+) -> dict[str, dict[str, float | int | None]]:
+    """Each file's latency, milliseconds: as predicted, and as the class's own `devices` measured it.
 
-    Of the devices that verified it: how many told, their median, and the slowest, milliseconds.
+    Of those that timed it: how many, their median, and the slowest. No entry where neither is known.
     """
     found: dict[str, dict[str, float | int | None]] = {}
-    for kind, figure in result.figures.items():
-        mine = [1e3 * s for name, s in figure.latency_s.items() if name in result.devices]
-        predicted = result.choice.predicted_ms.get(kind)
+    for kind, figure in figures.items():
+        mine = [1e3 * s for name, s in figure.latency_s.items() if name in devices]
+        predicted = choice.predicted_ms.get(kind)
         if mine or predicted is not None:
             found[str(kind)] = {
                 "predicted": predicted,

@@ -1,10 +1,12 @@
 """Searches of several classes side by side: what is asked of the devices, and what is reported."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fedofa.protos.manifest import FileKind
 from fedofa.protos.subnets import Statistics
 from fedofa.server import measured_subnets
 from fedofa.server.class_budgets import class_budgets
@@ -12,7 +14,8 @@ from fedofa.server.class_choice import Candidate, Choice
 from fedofa.server.class_search import search_classes
 from fedofa.server.config import parse_config
 from fedofa.server.evaluation import FederatedEvaluator, Target
-from fedofa.server.figures import Measured
+from fedofa.server.figures import FileMeasured, Measured
+from fedofa.server.specialized import latency_ms
 from fedofa.specialize.predictors.contract import Sample
 from fedofa.specialize.predictors.linear import fit
 from fedofa.specialize.predictors.rank_report import rank_report
@@ -207,6 +210,25 @@ def test_searched_is_claimed_only_where_the_interval_is_above_zero() -> None:
     assert far.to_row()["searched"] is True
     assert near.to_row()["searched"] is False
     assert near.to_row()["audit"]["improvement"]["low"] < 0 < near.to_row()["over_random"]["mean"]
+
+
+def test_measured_latencies_stand_beside_the_predicted_one() -> None:
+    found = replace(
+        choice([("searched", 140), ("random", 160)]),
+        predicted_ms={"tflite_int8": 2.5, "onnx_int8": 9.0},
+    )
+    some = Measured(1, 2)
+    timed = {"here-1": 0.001, "here-2": 0.004, "here-3": 0.002, "elsewhere": 0.1}
+    figures: dict[FileKind, FileMeasured] = {
+        "tflite_int8": FileMeasured(some, some, 1, 0.1, latency_s=timed),
+        "tflite_fp32": FileMeasured(some, some, 1, 0.1, latency_s={"elsewhere": 0.1}),
+        "onnx_int8": FileMeasured(some, some, 1, 0.1),
+    }
+    nobody = {"median": None, "slowest": None, "devices": 0}
+    assert latency_ms(found, figures, {"here-1", "here-2", "here-3", "here-4"}) == {
+        "tflite_int8": {"predicted": 2.5, "median": 2.0, "slowest": 4.0, "devices": 3},
+        "onnx_int8": {"predicted": 9.0, **nobody},
+    }
 
 
 def test_a_random_subnet_that_measures_best_is_taken_and_not_claimed() -> None:

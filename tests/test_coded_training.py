@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedofa.protos.codec.config import PRESETS
+from fedofa.protos.codec.config import PRESETS, CodecConfig
 from fedofa.server.config import parse_config
 from fedofa.server.events import read_events
+from fedofa.server.fingerprint import fingerprint
 from fedofa.server.jobs import Job
 from fedofa.server.ledger_chain import checked
 from fedofa.server.ledger_keys import PublicKey
@@ -38,13 +39,13 @@ def test_an_exact_codec_changes_nothing_but_the_bytes(tmp_path: Path) -> None:
     assert all(mine < theirs for mine, theirs in zip(sent[1], sent[0], strict=True))
 
 
-@pytest.mark.parametrize("name", ["sparse", "fedzip", "int8"])
+@pytest.mark.parametrize("name", ["sparse", "fedzip", "qsgd", "int8"])
 def test_a_lossy_codec_saves_bytes_and_the_loss_still_falls(name: str, tmp_path: Path) -> None:
     _, run = weights_of(tmp_path, codec=name, round={"rounds": 6})
     rounds = run.events("round")
     assert rounds[-1]["loss"] < rounds[0]["loss"]
     assert all(event["accepted"] == 3 for event in rounds)
-    least = {"sparse": 20, "fedzip": 12, "int8": 3}[name]
+    least = {"sparse": 20, "fedzip": 12, "qsgd": 12, "int8": 3}[name]
     assert all(least * event["bytes_received"] < event["bytes_sent"] for event in rounds)
 
 
@@ -109,6 +110,30 @@ def test_errors_that_are_chance_s_are_not_carried_over(name: str) -> None:
         found = parse_config({"classes": {"phone": {}}, "codec": {"name": name, **said}}).codec
         assert found is not None
         assert found.remembers == (name not in ("int4", "qsgd") and not said)
+
+
+def test_runs_that_code_alike_may_go_on_where_each_other_ended() -> None:
+    def print_of(codec: Any) -> Any:
+        found = parse_config({"classes": {"phone": {}}, "codec": codec})
+        return fingerprint(found, found.build_space())["codec"]
+
+    # As runs were kept before there was a step.
+    assert print_of("lean") == {
+        **{k: v for k, v in PRESETS["lean"].model_dump(mode="json").items() if k != "step"},
+        "error_memory": True,
+    }
+    assert print_of("lean") == print_of({"name": "lean", "error_memory": True})
+    assert print_of("qsgd") == print_of({"name": "qsgd", "error_memory": False})
+    assert print_of("qsgd")["step"] != print_of({"name": "qsgd", "step": 5.0})["step"]
+
+
+def test_a_preset_s_levels_may_be_others() -> None:
+    other = {"name": "qsgd", "levels": "clusters", "bits": 3}
+    found = parse_config({"classes": {"phone": {}}, "codec": other}).codec
+    assert found is not None
+    assert found.codec() == CodecConfig(name="qsgd", levels="clusters", bits=3)
+    with pytest.raises(UsageError, match="bits is missing"):
+        parse_config({"classes": {"phone": {}}, "codec": {"name": "qsgd", "levels": "clusters"}})
 
 
 def test_a_client_that_lies_again_and_again_is_named_and_put_into_quarantine(

@@ -108,6 +108,8 @@ def test_an_unknown_key_is_named_with_a_suggestion(
         ({"classes": {"phone": {"macs": -3}}}, ["classes.phone.macs = -3", "greater than 0"]),
         ({"classes": {"../up": {}}}, ["classes", "../up"]),
         ({"export": {"formats": ["coreml"]}}, ["export.formats", "coreml", "tflite"]),
+        ({"export": {"formats": []}}, ["export.formats", "at least 1"]),
+        ({"export": {"formats": ["onnx", "onnx"]}}, ["export.formats", "one stands twice"]),
         ({"simulation": {"clients": {"phone": "two"}}}, ["simulation.clients.phone = 'two'"]),
         ({"space": {"preset": "digitz"}}, ["'digitz'", "did you mean 'digits'"]),
         ({"space": {"preset": 3}}, ["preset 3", "digits"]),

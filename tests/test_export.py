@@ -272,17 +272,29 @@ def test_formats_exported_side_by_side_are_those_exported_together(tmp_path: Pat
         assert made.read_bytes() == expected.read_bytes()
 
 
-def test_activations_that_overwrite_their_input_give_the_same_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["digits", *(pytest.param(name, marks=pytest.mark.slow) for name in ("small", "small-resnet"))],
+)
+def test_activations_that_overwrite_their_input_give_the_same_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They do in a space's networks; what is exported writes elsewhere, which is faster."""
-    space = preset("digits")
-    subnet = fresh_subnet(space, space.smallest(), seed=0)
-    as_built, example = (
-        folded(module_of(subnet)),
-        torch.zeros(1, *space.input_shape(space.smallest())),
-    )
+    space, given = preset(name), list[bool]()
+    arch, export_onnx = space.largest(), onnx_export.export_onnx
+    subnet, example = fresh_subnet(space, arch, seed=0), torch.zeros(1, *space.input_shape(arch))
+    as_built = folded(module_of(subnet))
     assert any(getattr(layer, "inplace", False) for layer in as_built.modules())
+
+    def noting(module: nn.Module, x: torch.Tensor, path: Path) -> None:
+        given.extend(getattr(layer, "inplace", False) for layer in module.modules())
+        export_onnx(module, x, path)
+
+    monkeypatch.setattr(onnx_export, "export_onnx", noting)
     exported = export_floats(subnet, FORMATS, tmp_path)
+    assert given
+    assert not any(given)
     tflite.export_tflite(as_built, example, tmp_path / "tflite")
-    onnx_export.export_onnx(as_built, example, tmp_path / "onnx")
+    export_onnx(as_built, example, tmp_path / "onnx")
     assert exported.observable["tflite"] == (tmp_path / "tflite").read_bytes()
     assert (tmp_path / FILE_NAMES["onnx_fp32"]).read_bytes() == (tmp_path / "onnx").read_bytes()

@@ -95,6 +95,14 @@ def test_a_predictor_of_a_noisy_device_says_that_it_should_not_be_trusted() -> N
     assert not found.to_dict()["trusted"]
 
 
+def test_a_rank_correlation_that_is_no_number_is_none_in_reports() -> None:
+    known = {"held_out": 40, "mape": 0.01, "worst": 0.02, "noise": 0.0}
+    told = LatencyErrors(**known, spearman=float("nan")).to_dict()  # type: ignore[arg-type]
+    assert told["spearman"] is None
+    assert not told["trusted"]
+    json.dumps(told, allow_nan=False)
+
+
 @pytest.mark.parametrize("worst", [{"mape": 0.09}, {"spearman": 0.9}, {"spearman": float("nan")}])
 def test_each_bound_alone_is_a_doubt(worst: dict[str, float]) -> None:
     fine = {"held_out": 9, "mape": 0.05, "worst": 0.1, "spearman": 0.99, "noise": 0.01}

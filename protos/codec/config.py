@@ -21,17 +21,20 @@ class CodecConfig(BaseModel):
 
     Levels: `float32` sends the values as they are. `uniform` sends them on 2^bits - 1 evenly spaced
     levels around zero, up to the tensor's largest magnitude; `rounding` up or down by chance, so
-    that the expected value is the true one, or to the nearest. With `step` the levels lie that many
-    root mean squares of all sent values apart, in every tensor, or as far as it takes for the last
-    one to reach the tensor's largest: most values become zero (as in QSGD, Alistarh et al. 2017). `clusters` fits 2^(bits-1) - 1
+    that the expected value is the true one, or to the nearest. `clusters` fits 2^(bits-1) - 1
     magnitudes to the whole update by k-means, each with both signs, and zero (FedZip). `sign` sends
     a bit a value: its sign, times the mean magnitude of the tensor's sent values.
+
+    With `step` uniform levels lie step · √(Σ vᵢ² / n) apart, over all n values that are sent, or as far
+    as it takes for the last of them to reach a tensor's largest; what becomes zero is not sent. By
+    chance this is QSGD (Alistarh et al. 2017) with s = √n / step levels; there a norm belongs to a
+    bucket of values and integers are coded by Elias' code, here to the update, and by `rans`.
 
     Entropy coding: with `rans` positions and levels take the room that their frequency deserves;
     with `none` each takes the same number of bits, which is faster.
 
     What is lost of an update is always smaller than the update, and an error memory therefore
-    bounded, but for `uniform` by chance: on few levels its error is larger than the update (`varies`).
+    bounded, but for `uniform` by chance: on few levels its error is larger (`can_exceed_update`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -74,7 +77,7 @@ class CodecConfig(BaseModel):
         return self
 
     @property
-    def varies(self) -> bool:
+    def can_exceed_update(self) -> bool:
         """Whether chance decides an error that can exceed the update: such a one is not carried over."""
         coarse = self.step is not None or (self.bits or 0) < BITS_FOR_MEMORY
         return self.levels == "uniform" and self.rounding == "chance" and coarse

@@ -90,9 +90,10 @@ def _typical(values: Flat) -> float:
     largest = float(np.abs(values).max(initial=0))
     if not largest:
         return 0.0
-    # Of the shares of the largest: their squares are neither too large nor all too small.
+    # Of the shares of the largest: their squares are neither too large nor all too small. By numpy's
+    # own sum: how a library for matrices adds up depends on the processor and the threads.
     shares = values / np.float32(largest)
-    return largest * math.sqrt(float(np.dot(shares, shares)) / len(shares))
+    return largest * math.sqrt(float(np.square(shares).mean(dtype=np.float64)))
 
 
 def encode_levels(

@@ -123,6 +123,7 @@ def _latency(row: Row, kind: str) -> dict[str, Any]:
         "predicted_ms": known.get("predicted"),
         "median_ms": known.get("median"),
         "slowest_ms": known.get("slowest"),
+        "timed_by": known.get("devices"),
     }
 
 

@@ -44,8 +44,10 @@ class LatencyErrors:
         return tuple(found)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, for reports."""
-        return {**asdict(self), "trusted": not self.doubts, "doubts": list(self.doubts)}
+        """Plain values, for reports; a rank correlation that is no number is None."""
+        rank = None if math.isnan(self.spearman) else self.spearman
+        plain = {**asdict(self), "spearman": rank}
+        return {**plain, "trusted": not self.doubts, "doubts": list(self.doubts)}
 
 
 def cross_validated(
