@@ -56,7 +56,7 @@ RULES: Mapping[str, AggregationConfig] = MappingProxyType(
     }
 )
 GOALS = MappingProxyType({"mean": 1.1, "clipped mean": 1.3, "FedDisco": 1.1})
-REPEATS = 5
+REPEATS = 3
 STORED = ("trimmed mean", "median", "multi-Krum")
 BY_MESSAGE = ("mean, messages",)
 DISTINCT = ("mean, K distinct subnets",)

@@ -39,12 +39,44 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How an update is added: the whole supernet at once, or large tensors and indexed values."""
+    """How an update is added: the whole supernet at once, or large tensors and indexed values.
+
+    Of the large tensors, the blocks, those are `sliced` whose region is slices alone. `cuts` are the
+    lengths into which they divide the update: what lies before each, itself, and what lies after the
+    last.
+    """
 
     whole: bool
-    blocks: tuple[Block, ...] = ()
     source: Tensor | None = None
     target: Tensor | None = None
+    sliced: tuple[Block, ...] = ()
+    cuts: tuple[int, ...] = ()
+    indexed: tuple[Block, ...] = ()
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All of them."""
+        return (*self.sliced, *self.indexed)
+
+
+@dataclass(slots=True)
+class _Known:
+    """A subnet's placement, and its sliced blocks as views of the sum that it was last added to.
+
+    The regions are kept: an id is an object's own only as long as that lives.
+    """
+
+    where: Regions
+    placement: Placement
+    total: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
+
+    def targets(self, total: Tensor, parts: Weights) -> tuple[Tensor, ...]:
+        """The views of `total`, whose tensors are `parts`."""
+        if self.total is not total:
+            self.total = total
+            self.views = tuple(parts[b.name][b.region] for b in self.placement.sliced)
+        return self.views
 
 
 class Frame:
@@ -53,7 +85,7 @@ class Frame:
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = dict(shapes)
         self.size = size_of(self.shapes)
-        self._places: OrderedDict[int, tuple[Regions, Placement]] = OrderedDict()
+        self._places: OrderedDict[int, _Known] = OrderedDict()
 
     @cached_property
     def offsets(self) -> Mapping[str, int]:
@@ -79,13 +111,15 @@ class Frame:
 
     def placement(self, where: Regions) -> Placement:
         """How updates at `where` are added; remembered for the regions seen last."""
+        return self._known(where).placement
+
+    def _known(self, where: Regions) -> _Known:
         known = self._places.get(id(where))
         if known is None:
-            # The regions are kept with it: an id is an object's own only as long as that lives.
-            known = self._places[id(where)] = (where, self._placed(where))
+            known = self._places[id(where)] = _Known(where, self._placed(where))
             if len(self._places) > REMEMBERED:
                 self._places.popitem(last=False)
-        return known[1]
+        return known
 
     def add(self, total: Tensor, parts: Weights, delta: Flat, where: Regions, by: float) -> None:
         """total += by · delta at `where`; `parts` are the tensors of `total`.
@@ -94,7 +128,8 @@ class Frame:
         none, so that neither order nor grouping decides a bit of them. (They are exact as long as
         the largest and the smallest product of one value differ by less than 2^29 / their number.)
         """
-        place, values = self.placement(where), torch.from_numpy(delta)
+        known, values = self._known(where), torch.from_numpy(delta)
+        place = known.placement
         rounded = total.dtype == torch.float64
         if place.whole:
             if not rounded:
@@ -110,7 +145,14 @@ class Frame:
                 total.index_add_(0, place.target, (found * by).to(total.dtype))
             else:
                 total.index_add_(0, place.target, found.to(total.dtype), alpha=by)
-        for block in place.blocks:
+        apart = place.blocks
+        if not rounded and place.sliced:
+            # In one call: there are many blocks, and each is little work.
+            shares = values.split(place.cuts)[1::2]  # type: ignore[no-untyped-call]
+            given = [share.view(b.shape) for share, b in zip(shares, place.sliced, strict=True)]
+            torch._foreach_add_(known.targets(total, parts), given, alpha=by)
+            apart = place.indexed
+        for block in apart:
             part = values[block.start : block.start + math.prod(block.shape)].view(block.shape)
             if rounded:
                 accumulate(parts[block.name], block.region, part * by, 1.0)
@@ -121,19 +163,26 @@ class Frame:
         shapes = {name: shape_of(region) for name, region in where.items()}
         if shapes == self.shapes and not any(tuple in map(type, r) for r in where.values()):
             return Placement(whole=True)
-        blocks, sources, targets, at = [], [], [], 0
+        sliced, indexed = list[Block](), list[Block]()
+        sources, targets, at = [], [], 0
         for name, region in where.items():
             size = math.prod(shapes[name])
             if size < INDEXED_VALUES:
                 sources.append(np.arange(at, at + size))
                 targets.append(self.offsets[name] + numbers(self.shapes[name], region))
             else:
-                blocks.append(Block(name, at, shapes[name], region))
+                kind = indexed if tuple in map(type, region) else sliced
+                kind.append(Block(name, at, shapes[name], region))
             at += size
-        if not sources:
-            return Placement(False, tuple(blocks))
-        source, target = (torch.from_numpy(np.concatenate(part)) for part in (sources, targets))
-        return Placement(False, tuple(blocks), source, target)
+        source = target = None
+        if sources:
+            source, target = (torch.from_numpy(np.concatenate(part)) for part in (sources, targets))
+        cuts, begin = [], 0
+        for block in sliced:
+            size = math.prod(block.shape)
+            cuts += [block.start - begin, size]
+            begin = block.start + size
+        return Placement(False, source, target, tuple(sliced), (*cuts, at - begin), tuple(indexed))
 
 
 def _all_or(mask: Tensor) -> Tensor | bool:
