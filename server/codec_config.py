@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ..protos.codec.config import BITS_FOR_MEMORY, PRESETS, CodecConfig
+from ..protos.codec.config import BITS_FOR_MEMORY, NEAREST_STEP_MOST, PRESETS, CodecConfig
 
 
 class CodecSection(CodecConfig):
@@ -51,7 +51,7 @@ class DownlinkSection(CodecConfig):
         if self.keep == 1 and self.levels == "float32":
             raise ValueError(
                 f"{self.name} would send every value in full, as is done without downlink; leave it "
-                f"out, or use {', '.join(name for name in PRESETS if name != 'exact')}"
+                f"out, or use {', '.join(_downwards())}"
             )
         if self.can_exceed_update:
             raise ValueError(
@@ -90,6 +90,15 @@ def rounded_to_nearest(fields: object) -> object:
 
 def _codec_of(section: CodecConfig) -> CodecConfig:
     return CodecConfig(**{name: getattr(section, name) for name in CodecConfig.model_fields})
+
+
+def _downwards() -> list[str]:
+    """The presets that go downwards as they are."""
+    return [
+        name
+        for name, one in PRESETS.items()
+        if name != "exact" and (one.step or 0) <= NEAREST_STEP_MOST
+    ]
 
 
 def _levels(codec: CodecConfig) -> str:

@@ -43,8 +43,17 @@ some_config: st.SearchStrategy[CodecConfig] = st.one_of(
         entropy=_entropy,
         levels=st.just("uniform"),
         bits=_bits,
-        step=st.none() | st.sampled_from((0.01, 1.0, 4.0, 64.0)),
+        step=st.none() | st.sampled_from((0.01, 1.0, 1.5)),
         rounding=roundings,
+    ),
+    st.builds(
+        _config,
+        _keeps,
+        _wholes,
+        entropy=_entropy,
+        levels=st.just("uniform"),
+        bits=_bits,
+        step=st.sampled_from((4.0, 64.0)),
     ),
 )
 

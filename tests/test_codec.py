@@ -10,7 +10,7 @@ from codec_cases import seeds, size_of, some_config, some_shapes, some_update, t
 from fedofa.benchmarks.accuracy_tasks import FASHION
 from fedofa.protos.codec.bits import Reader
 from fedofa.protos.codec.bounds import worst_error
-from fedofa.protos.codec.config import PRESETS, CodecConfig
+from fedofa.protos.codec.config import NEAREST_STEP_MOST, PRESETS, CodecConfig
 from fedofa.protos.codec.errors import CodecError
 from fedofa.protos.codec.frequencies import PARTS, SYMBOLS, read_table, write_table
 from fedofa.protos.codec.gaps import split_gaps
@@ -131,6 +131,13 @@ def test_levels_of_all_tensors_lie_as_far_apart_as_asked_or_reach_the_largest() 
             steps = np.unique(np.abs(arrived[name])) / apart
             # A scale is rounded up, to 8 bits.
             assert (np.abs(steps - np.rint(steps)) <= 0.01 * np.rint(steps)).all(), name
+
+
+def test_to_the_nearest_something_is_sent_of_values_that_are_alike() -> None:
+    delta = np.full(500, 0.3, np.float32)
+    config = CodecConfig(levels="uniform", bits=8, step=NEAREST_STEP_MOST, rounding="nearest")
+    for seed in range(3):
+        assert decode(encode(delta, {"t": (500,)}, config, seed), {"t": (500,)}, config).all()
 
 
 def test_of_wide_steps_only_what_is_no_zero_takes_room() -> None:

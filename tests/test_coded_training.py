@@ -88,6 +88,7 @@ def test_floats_in_place_of_a_code_are_refused(tmp_path: Path) -> None:
         ({"name": "qsgd", "error_memory": True}, "levels a step of 4 apart"),
         ({"name": "lean", "step": 2}, "step = 2 is not used with levels = clusters"),
         ({"name": "qsgd", "step": 0}, "codec.step = 0"),
+        ({"name": "qsgd", "rounding": "nearest"}, "step = 4 does not go with rounding = nearest"),
         ({"name": "sparse", "keeep": 0.1}, "keeep"),
     ],
 )

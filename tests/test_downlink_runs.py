@@ -249,6 +249,7 @@ def test_a_simulated_run_goes_on_with_differences(tmp_path: Path) -> None:
         ({"levels": "uniform"}, "bits is missing"),
         ({"name": "sparse", "keep": 0}, "downlink.keep = 0"),
         ({"name": "int4", "rounding": "chance"}, "by chance on 4 bits, whose error can exceed"),
+        ("qsgd", "step = 4 does not go with rounding = nearest"),
         ({"name": "sparse", "devices": 0}, "downlink.devices = 0"),
         ({"name": "sparse", "device": 5}, "unknown key 'device' in .downlink.; did you mean"),
         ({"name": "sparse", "error_memory": True}, "unknown key 'error_memory' in .downlink."),

@@ -10,7 +10,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 BITS_LEAST, BITS_MOST, BITS_FOR_MEMORY = 2, 8, 8
-STEP_MOST = 64.0
+STEP_MOST, NEAREST_STEP_MOST = 64.0, 1.5
+"""To the nearest, half a step must be less than a root mean square: some value is as large as that."""
 
 
 class CodecConfig(BaseModel):
@@ -63,6 +64,12 @@ class CodecConfig(BaseModel):
         if self.step is not None and self.levels != "uniform":
             raise ValueError(
                 f"step = {self.step:g} is not used with levels = {self.levels}; allowed with uniform"
+            )
+        if (self.step or 0) > NEAREST_STEP_MOST and self.rounding == "nearest":
+            raise ValueError(
+                f"step = {self.step:g} does not go with rounding = nearest: of values that are alike "
+                "none would ever be sent. Allowed with it: up to "
+                f"{NEAREST_STEP_MOST:g}; by chance, up to {STEP_MOST:g}"
             )
         if self.rounding != "chance" and self.levels != "uniform":
             raise ValueError(
