@@ -31,30 +31,22 @@ def _config(keep: float, whole_below: int, **fields: object) -> CodecConfig:
 _entropy = st.sampled_from(("rans", "none"))
 _bits = st.sampled_from((2, 3, 4, 8))
 roundings = st.sampled_from(("chance", "nearest"))
+
+
+def _uniform(**fields: st.SearchStrategy[object]) -> st.SearchStrategy[CodecConfig]:
+    levels = st.just("uniform")
+    return st.builds(
+        _config, _keeps, _wholes, entropy=_entropy, levels=levels, bits=_bits, **fields
+    )
+
+
 some_config: st.SearchStrategy[CodecConfig] = st.one_of(
     st.builds(
         _config, _keeps, _wholes, entropy=_entropy, levels=st.sampled_from(("float32", "sign"))
     ),
     st.builds(_config, _keeps, _wholes, entropy=_entropy, levels=st.just("clusters"), bits=_bits),
-    st.builds(
-        _config,
-        _keeps,
-        _wholes,
-        entropy=_entropy,
-        levels=st.just("uniform"),
-        bits=_bits,
-        step=st.none() | st.sampled_from((0.01, 1.0, 1.5)),
-        rounding=roundings,
-    ),
-    st.builds(
-        _config,
-        _keeps,
-        _wholes,
-        entropy=_entropy,
-        levels=st.just("uniform"),
-        bits=_bits,
-        step=st.sampled_from((4.0, 64.0)),
-    ),
+    _uniform(step=st.none() | st.sampled_from((0.01, 1.0, 1.5)), rounding=roundings),
+    _uniform(step=st.sampled_from((4.0, 64.0)), rounding=st.just("chance")),
 )
 
 
