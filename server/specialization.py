@@ -78,15 +78,7 @@ class Specialization:
             name, reason = next(iter(work.failed.items()))
             raise RunError(f"no class could be published; {name}: {reason}")
         results = [
-            Specialized(
-                m.name,
-                m.manifest,
-                m.path,
-                choices[m.name],
-                m.figures,
-                m.adjustment,
-                self._fleet.names_of_class(m.name),
-            )
+            Specialized(m.name, m.manifest, m.path, choices[m.name], m.figures, m.adjustment)
             for m in made
         ]
         write_results(folder / RESULTS, results)

@@ -1,7 +1,7 @@
 """What a specialization published, as the run's folder and its report give it."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,7 @@ from .figures import FileMeasured
 
 @dataclass(frozen=True, slots=True)
 class Specialized:
-    """One class's result, as the run's report gives it. `devices` are those of the class."""
+    """One class's result, as the run's report gives it."""
 
     device_class: str
     manifest: Manifest
@@ -24,7 +24,6 @@ class Specialized:
     choice: Choice
     figures: Mapping[FileKind, FileMeasured]
     adjustment: Adjustment = AS_TRAINED
-    devices: Collection[str] = ()
 
 
 def write_results(path: Path, results: Sequence[Specialized]) -> None:
@@ -56,7 +55,7 @@ def _row(result: Specialized) -> dict[str, object]:
         },
         # Files are measured by themselves, after the search: another exchange, other replies.
         "validation_examples": {"pytorch": best.measured.examples, **counted},
-        "latency_ms": latency_ms(result.choice, result.figures, result.devices),
+        "latency_ms": latency_ms(result.choice, result.figures),
         **result.choice.to_row(),
         "adjustment": {"temperature": adjusted.temperature, "shift": list(adjusted.shift)},
         "calibration": calibration(result.figures),
@@ -64,15 +63,15 @@ def _row(result: Specialized) -> dict[str, object]:
 
 
 def latency_ms(
-    choice: Choice, figures: Mapping[FileKind, FileMeasured], devices: Collection[str]
+    choice: Choice, figures: Mapping[FileKind, FileMeasured]
 ) -> dict[str, dict[str, float | int | None]]:
-    """Each file's latency, milliseconds: as predicted, and as the class's own `devices` measured it.
+    """Each file's latency, milliseconds: as predicted, and as the class's own devices measured it.
 
     Of those that timed it: how many, their median, and the slowest. No entry where neither is known.
     """
     found: dict[str, dict[str, float | int | None]] = {}
     for kind, figure in figures.items():
-        mine = [1e3 * s for name, s in figure.latency_s.items() if name in devices]
+        mine = [1e3 * seconds for seconds in figure.latency_s.values()]
         predicted = choice.predicted_ms.get(kind)
         if mine or predicted is not None:
             found[str(kind)] = {

@@ -4,8 +4,9 @@
 
 Tensors of which only the largest values are sent, or whose levels are a `step` apart, come first, then
 those that are sent whole, each in the order of `shapes`; the first ones laid end to end are the line
-that positions count along. How many values there are and how each stage works follow from `shapes` and the `CodecConfig`, which both
-sides know; nothing of that is in the message. All numbers are little-endian.
+that positions count along. How many values there are and how each stage works follow from `shapes` and
+the `CodecConfig`, which both sides know; nothing of that is in the message. All numbers are
+little-endian.
 
     version     1 byte, 1
     sent        4 bytes: how many values are sent with their position; values after them are zero
