@@ -6,6 +6,7 @@ same examples. Ranges come from devices' histograms, merged.
 """
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,18 +23,20 @@ import torch
 from fedofa.client.data import Floats
 from fedofa.protos import durable
 from fedofa.protos.histograms import Histogram
-from fedofa.protos.inference import InferenceModel, open_model
-from fedofa.protos.manifest import FileKind
+from fedofa.protos.inference import InferenceModel, Ranges, open_model
+from fedofa.protos.manifest import FILE_NAMES, FLOATS, INT4S, INTS, FileKind
 from fedofa.protos.observing import observe_histograms
 from fedofa.server.tables import table
 from fedofa.specialize import onnx_export, onnx_quantize, tflite
 from fedofa.specialize.equalize import equalized
 from fedofa.specialize.estimators import Estimator, estimated
-from fedofa.specialize.export import FLOATS, INTS, file_entry
+from fedofa.specialize.few_bits import narrow
+from fedofa.specialize.quantizing import ROUNDED, FewBits, file_entry, quantize_few
 from fedofa.specialize.scheme import INT8, QuantScheme
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.fake_quant import quantized
+from fedofa.supernet.fake_quant import rounded as round_to
 from fedofa.supernet.folding import folded
 from fedofa.supernet.space import Arch
 from rich.console import Console
@@ -55,7 +58,9 @@ WEIGHTS_ONLY, W4_ONLY = QuantScheme(activation_bits=32), QuantScheme(4, activati
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way of quantizing. `prepared` names what is done to the network before export."""
+    """One way of quantizing. `prepared` names what is done to the network before export; `published`
+    is how a run makes files of 4 bits, whatever the scheme says.
+    """
 
     name: str
     form: str
@@ -65,6 +70,7 @@ class Variant:
     examples: int = TEST_EXAMPLES
 
 
+PUBLISHED = "4-bit, as published"
 WIDE = QuantScheme(activation_bits=16, activation_symmetric=True)
 VARIANTS = (
     Variant("int8", "tflite"),
@@ -79,14 +85,14 @@ VARIANTS = (
     Variant("w4 a8", "tflite", W4),
     Variant("w4 a8, mse", "tflite", W4, estimator="mse"),
     Variant("w4 a8, equalized", "tflite", W4, "equalized"),
-    Variant("w4 a8, bias corrected", "tflite", W4, "4-bit statistics"),
+    Variant(PUBLISHED, "tflite", W4, "published"),
     Variant("w4 a32, bias corrected", "tflite", W4_ONLY, "4-bit statistics"),
     Variant("int8", "onnx"),
     Variant("int8, mse", "onnx", estimator="mse"),
     Variant("w8 a16", "onnx", WIDE),
     Variant("w8 a32", "onnx", WEIGHTS_ONLY),
     Variant("w4 a32", "onnx", W4_ONLY),
-    Variant("w4 a32, bias corrected", "onnx", W4_ONLY, "4-bit statistics"),
+    Variant(PUBLISHED, "onnx", W4_ONLY, "published"),
 )  # fmt: skip
 
 
@@ -101,6 +107,9 @@ PREPARED: Mapping[str, Callable[[Measurable, Arch], nn.Module]] = MappingProxyTy
         "equalized": lambda on, arch: equalized(folded(on.module(arch))).module,
         "8-bit statistics": lambda on, arch: folded(on.module(arch, rounded(8))),
         "4-bit statistics": lambda on, arch: folded(on.module(arch, rounded(4))),
+        "published": lambda on, arch: folded(
+            on.corrected(arch, partial(round_to, widths=narrow(on.space, arch)))
+        ),
     }
 )
 
@@ -172,15 +181,25 @@ def measured(on: Measurable, arch: Arch, variants: Sequence[Variant] = VARIANTS)
             source, seen = exports.get(variant.form, variant.prepared)
             ranges = estimated(seen, variant.estimator, min(variant.scheme.activation_bits, 16))
             target = Path(name) / "quantized"
-            quantize = (
-                tflite.quantize_tflite if variant.form == "tflite" else onnx_quantize.quantize_onnx
-            )
-            quantize(source, ranges, target, variant.scheme)
-            n = min(variant.examples, len(x))
             kind = INTS[variant.form]
+            if variant.prepared == "published":
+                target = _published(source, variant.form, ranges, Path(name))
+                kind = INT4S[variant.form]
+            elif variant.form == "tflite":
+                tflite.quantize_tflite(source, ranges, target, variant.scheme)
+            else:
+                onnx_quantize.quantize_onnx(source, ranges, target, variant.scheme)
+            n = min(variant.examples, len(x))
             rows.append(_row(variant.name, variant.form, kind, target, x[:n], reference[:n], on))
     macs = cost(on.space, arch).macs
     return [{"macs": macs, **row} for row in rows]
+
+
+def _published(source: Path, form: str, ranges: Ranges, folder: Path) -> Path:
+    (folder / ROUNDED).mkdir()
+    shutil.copy(source, folder / ROUNDED / FILE_NAMES[FLOATS[form]])
+    (entry,) = quantize_few(folder, FewBits({form: ranges}))
+    return folder / entry.name
 
 
 def _row(

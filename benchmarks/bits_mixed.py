@@ -13,8 +13,8 @@ from fedofa.protos.calibration import Calibration
 from fedofa.protos.observing import observe_histograms
 from fedofa.specialize import tflite
 from fedofa.specialize.estimators import estimated
-from fedofa.specialize.export import file_entry
 from fedofa.specialize.mixed import cheapest, measured_options
+from fedofa.specialize.quantizing import file_entry
 from fedofa.specialize.scheme import QuantScheme
 from fedofa.specialize.verify import outputs_in_fresh_process
 from fedofa.supernet.called_layers import called_layers

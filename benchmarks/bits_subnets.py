@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from fedofa.client.data import Floats, Labels
@@ -13,7 +15,7 @@ from fedofa.server.limits import Limits
 from fedofa.server.samplers.drawing import largest_fit
 from fedofa.supernet.axes import regions, take
 from fedofa.supernet.batch import resized
-from fedofa.supernet.batchnorm import collect, load
+from fedofa.supernet.batchnorm import Moments, collect, load
 from fedofa.supernet.cost import Budget
 from fedofa.supernet.space import Arch, Space
 from fedofa.supernet.subnet import static
@@ -63,9 +65,19 @@ class Measurable:
         """The subnet in evaluation mode, norm statistics measured with its weights as changed."""
         own = take(self.weights, regions(self.space, arch))
         module = static(self.space, arch, change(own) if change else own)
-        x = resized(torch.from_numpy(self.statistics.x), self.space.input_shape(arch))
-        load(module, collect(module, torch.split(x, BATCH)))
+        load(module, self._moments(arch, module))
         return module.eval()
+
+    def corrected(self, arch: Arch, change: Change) -> nn.Module:
+        """The subnet as it is, but for norm statistics, which are those with its weights as changed."""
+        own = take(self.weights, regions(self.space, arch))
+        module = static(self.space, arch, own)
+        load(module, self._moments(arch, static(self.space, arch, change(own))))
+        return module.eval()
+
+    def _moments(self, arch: Arch, module: nn.Module) -> Mapping[str, Moments]:
+        x = resized(torch.from_numpy(self.statistics.x), self.space.input_shape(arch))
+        return collect(module, torch.split(x, BATCH))
 
     def inputs(self, arch: Arch, x: Floats) -> Floats:
         """At the subnet's resolution."""
@@ -73,14 +85,25 @@ class Measurable:
         return found
 
 
-def measurable(name: str, kept: Path, test_examples: int) -> Measurable:
-    """Train a task's supernet as for the table of recipes, or read what was kept in that folder."""
+def measurable(
+    name: str,
+    kept: Path,
+    test_examples: int,
+    change: Mapping[str, Any] = MappingProxyType({}),
+    seed: int = SEED,
+) -> Measurable:
+    """Train a task's supernet as for the table of recipes, or read what was kept in that folder.
+
+    `change` is of the recipe.
+    """
     task = TASKS[name]
-    devices = fleet_of(task.source(SEED), list(task.budgets()))
-    path = kept / f"{name}-{task.budget_macs:.4g}.safetensors"
+    devices = fleet_of(task.source(seed), list(task.budgets()))
+    told = "".join(f"-{key}-{value}" for key, value in {**change, "seed": seed}.items())
+    told = told.replace(" ", "")
+    path = kept / f"{name}-{task.budget_macs:.4g}{told}.safetensors"
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
-            make = partial(configuration, task, "fedofa", SEED, change={})
+            make = partial(configuration, task, "fedofa", seed, change=change)
             rounds = rounds_for(Federation(make(rounds=8), devices, Path(folder)), task.budget_macs)
             federation = Federation(make(rounds=rounds), devices, Path(folder))
             federation.train()

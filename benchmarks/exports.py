@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from fedofa.protos.inference import Ranges
+from fedofa.protos.manifest import FLOATS
 from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, onnx_quantize, tflite
 from fedofa.specialize.export import (
-    FLOATS,
     FloatExport,
     Subnet,
     complete,

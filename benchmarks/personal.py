@@ -26,13 +26,13 @@ from fedofa.protos import durable
 from fedofa.protos.data import ClientData, Examples
 from fedofa.protos.file_layers import Layer, written
 from fedofa.protos.inference import open_model
-from fedofa.protos.manifest import FileEntry, Golden, Manifest
+from fedofa.protos.manifest import FLOATS, FileEntry, Golden, Manifest
 from fedofa.protos.observing import observe_ranges
 from fedofa.protos.trainable import TRAINABLE_NAME, Trainable
 from fedofa.server.limits import Limits
 from fedofa.server.samplers.assigned import Assigned
 from fedofa.server.tables import table
-from fedofa.specialize.export import FLOATS, Subnet, complete, export_floats
+from fedofa.specialize.export import Subnet, complete, export_floats
 from fedofa.supernet.axes import Weights, regions
 from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.space import Arch, plain

@@ -57,7 +57,7 @@ def pull(
     store: Store = DEFAULT_STORE,
     kind: Annotated[
         str | None,
-        typer.Option(help="tflite_int8, onnx_int8, tflite_fp32 or onnx_fp32; else what can run."),
+        typer.Option(help="A kind of file, as tflite_int8; else the first that can run here."),
     ] = None,
     channel: Annotated[str, typer.Option(help="Which releases to follow.")] = "stable",
     device: Annotated[

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..supernet.errors import ArtifactError, UsageError
-from .manifest import FileEntry, FileKind, Manifest, TensorSpec
+from .manifest import FILE_NAMES, FileEntry, FileKind, Manifest, TensorSpec
 from .runtimes import LITERT, ONNX, TFLITE, available_runtimes, load_onnx, load_tflite
 
 __all__ = [
@@ -33,7 +33,7 @@ Ranges = dict[str, tuple[float, float]]
 
 ACTIVATION = "a"
 """Exported files name activations a0, a1, … and constants otherwise, so a device can tell them."""
-PREFERENCE: tuple[FileKind, ...] = ("tflite_int8", "onnx_int8", "tflite_fp32", "onnx_fp32")
+PREFERENCE: tuple[FileKind, ...] = tuple(FILE_NAMES)
 
 
 class InferenceModel(Protocol):

@@ -13,13 +13,21 @@ SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 TRAINABLE = "trainable"
 """What the registry calls the file to train on, where the others go by their kind."""
-FileKind = Literal["tflite_int8", "onnx_int8", "tflite_fp32", "onnx_fp32"]
+FileKind = Literal[
+    "tflite_int8", "onnx_int8", "tflite_int4", "onnx_int4", "tflite_fp32", "onnx_fp32"
+]
 FILE_NAMES: dict[FileKind, str] = {
     "tflite_int8": "model.int8.tflite",
     "onnx_int8": "model.int8.onnx",
+    "tflite_int4": "model.int4.tflite",
+    "onnx_int4": "model.int4.onnx",
     "tflite_fp32": "model.fp32.tflite",
     "onnx_fp32": "model.fp32.onnx",
 }
+"""Of each kind, in the order in which a device takes them where it is not told."""
+FLOATS: dict[str, FileKind] = {"tflite": "tflite_fp32", "onnx": "onnx_fp32"}
+INTS: dict[str, FileKind] = {"tflite": "tflite_int8", "onnx": "onnx_int8"}
+INT4S: dict[str, FileKind] = {"tflite": "tflite_int4", "onnx": "onnx_int4"}
 
 
 class _Record(BaseModel):

@@ -225,13 +225,18 @@ class TrainReply(Body):
 
 
 class SubnetGroup(BaseModel):
-    """Some subnets and the hull whose values contain them all, in the array from `offset` on."""
+    """Some subnets and the hull whose values contain them all, in the array from `offset` on.
+
+    `widths`, where any are given, has for each subnet the kernels that are rounded before anything is
+    measured, and to how many bits.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     hull: ArchValues
     offset: int = Field(ge=0)
     archs: tuple[ArchValues, ...]
+    widths: tuple[dict[str, int], ...] = ()
 
 
 class MomentsRequest(Body):

@@ -5,6 +5,7 @@ larger than what the device may hold.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..supernet.axes import regions, take
 from ..supernet.batchnorm import Moments
 from ..supernet.cost import cost
+from ..supernet.fake_quant import rounded
 from ..supernet.space import Arch, Space
 from ..supernet.subnet import batch_norms, regions_within, static
 from ..supernet.weights import Flat, gather, shapes_of, size_of, split
@@ -68,7 +70,8 @@ def unpack(
 ) -> Iterator[tuple[Arch, nn.Module]]:
     """Each subnet as a static module, in order; its norm statistics set where they came along.
 
-    Raises MessageError where the array is shorter or longer than the groups say.
+    Kernels are rounded as the groups say. MessageError where the array is shorter or longer than they
+    say, UsageError for a width or a kernel that there is not.
     """
     hulls = [space.arch(group.hull) for group in groups]
     sizes = [size_of(shapes_of(regions(space, hull))) for hull in hulls]
@@ -80,9 +83,12 @@ def unpack(
             raise MessageError(f"group at {group.offset} needs {size} of {len(values)} values")
         piece = values[group.offset : group.offset + size]
         held = split(piece, shapes_of(regions(space, hull)))
-        for fields in group.archs:
+        if group.widths and len(group.widths) != len(group.archs):
+            raise MessageError(f"{len(group.widths)} widths for {len(group.archs)} subnets")
+        for fields, widths in zip(group.archs, group.widths or repeat({}), strict=False):
             arch = space.arch(fields)
-            module = static(space, arch, take(held, regions_within(space, arch, hull)))
+            own = take(held, regions_within(space, arch, hull))
+            module = static(space, arch, rounded(own, widths))
             if with_statistics:
                 at = set_statistics(module, values, at)
             yield arch, module

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ..protos.manifest import FileKind
-from ..specialize.filesize import largest_int8_bytes
+from ..specialize.filesize import largest_bytes
+from ..specialize.scheme import WIDE
 from ..supernet.cost import Budget, cost
 from ..supernet.errors import FedofaError, UsageError
 from ..supernet.space import Arch, Space
@@ -22,7 +23,8 @@ from .latencies import ClassLatency, class_latency, read_probe_set
 class ClassBudget:
     """A class's budget; `declared_by` says which bounds a device declared, and which device.
 
-    `latency` predicts milliseconds where the class has a bound on them.
+    `latency` predicts milliseconds where the class has a bound on them; `file_bits` is the width of the
+    files that a bound on size is about.
     """
 
     budget: Budget
@@ -30,12 +32,13 @@ class ClassBudget:
     space: Space
     formats: tuple[str, ...]
     latency: ClassLatency | None = None
+    file_bits: int = WIDE
 
     def excess(self, arch: Arch) -> list[str]:
         """The bounds that a subnet breaks when it runs, as `name have > bound`."""
         # Memory for training does not bound what a device can run.
         running = replace(self.budget, train_memory_bytes=None)
-        size_bytes = largest_int8_bytes(self.formats, self.space.layers(arch))
+        size_bytes = largest_bytes(self.formats, self.space.layers(arch), self.file_bits)
         predicted_ms = None if self.latency is None else self.latency(arch)
         return running.excess(cost(self.space, arch), 1, size_bytes, predicted_ms)
 
@@ -77,7 +80,9 @@ def class_budgets(
                 declared_by.update(dict.fromkeys(dict(changed), device))
                 log("class_tightened", device_class=name, device=device, budget=dict(changed))
                 budget = tightened
-        found[name] = ClassBudget(budget, declared_by, space, tuple(config.export.formats))
+        found[name] = ClassBudget(
+            budget, declared_by, space, config.export.formats, file_bits=bounds.file_bits
+        )
     return found
 
 

@@ -14,10 +14,11 @@ from pydantic import (
     field_validator,
 )
 
-from ..protos.manifest import FileKind
+from ..protos.manifest import INT4S, FileKind
 from ..protos.recipe import Recipe
 from ..specialize.estimators import Estimator
-from ..specialize.filesize import largest_int8_bytes
+from ..specialize.filesize import largest_bytes
+from ..specialize.scheme import NARROW, WIDE
 from ..supernet.cost import Budget
 from ..supernet.errors import UsageError
 from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
@@ -53,7 +54,7 @@ class ClassConfig(_Section):
     """One device class: upper bounds on its subnet; what is left out is not bounded.
 
     `latency_ms` is of the file `kind`, on the slowest of the class's devices that measured probes
-    (`[search] probes`).
+    (`[search] probes`). `file_bytes` is of the int8 files, or where `kind` is one of 4-bit weights, of those.
     """
 
     macs: int | None = Field(None, gt=0)
@@ -63,6 +64,11 @@ class ClassConfig(_Section):
     file_bytes: int | None = Field(None, gt=0)
     latency_ms: float | None = Field(None, gt=0)
     kind: FileKind = "tflite_int8"
+
+    @property
+    def file_bits(self) -> int:
+        """The width of the weights in the files that `file_bytes` is about."""
+        return NARROW if self.kind in INT4S.values() else WIDE
 
     def budget(self) -> Budget:
         """The bounds as a budget."""
@@ -106,13 +112,17 @@ class ExportConfig(_Section):
 
     `temperature` and `prior` (`equal`, or a share for each class) are folded into the last layer.
     `calibration` adds a report of what confidences are worth, as a temperature or a prior does.
-    `trainable` publishes float values too, from which devices train a model of their own.
+    `trainable` publishes float values too, from which devices train a model of their own. `int4` makes
+    files of 4-bit weights too, in which layers keep 8 bits as far as all weights together have
+    `int4_bytes` of their bytes in int8: those that lose most otherwise.
     """
 
     formats: tuple[Literal["tflite", "onnx"], ...] = Field(("tflite", "onnx"), min_length=1)
     calibration_examples: int = Field(256, ge=2)
     max_accuracy_drop: float = Field(0.05, ge=0, le=1)
     max_float_difference: float = Field(1e-3, gt=0)
+    int4: bool = False
+    int4_bytes: float | None = Field(None, gt=0.5, lt=1)
     ranges: Estimator = "minmax"
     equalize: bool = False
     temperature: bool = False
@@ -228,10 +238,16 @@ class RunConfig(_Section):
             secure_demands.check(self, self.secure)
         for name, bounds in self.classes.items():
             require_fit(space, bounds.budget(), self.recipe.batch_size, f"classes.{name}")
-            size_bytes = largest_int8_bytes(self.export.formats, space.layers(space.smallest()))
+            if bounds.file_bits == NARROW and not self.export.int4:
+                raise UsageError(
+                    f"classes.{name}: kind = {bounds.kind}, and no such file is made; set "
+                    "export.int4 = true"
+                )
+            plans, bits = space.layers(space.smallest()), bounds.file_bits
+            size_bytes = largest_bytes(self.export.formats, plans, bits)
             if bounds.file_bytes is not None and size_bytes > bounds.file_bytes:
                 raise UsageError(
-                    f"classes.{name}: file_bytes = {bounds.file_bytes}; the smallest subnet's int8 "
+                    f"classes.{name}: file_bytes = {bounds.file_bytes}; the smallest subnet's int{bits} "
                     f"file has about {size_bytes}. Raise the bound or choose a smaller space"
                 )
 

@@ -4,7 +4,7 @@ The server needs no data. What devices return adds up: sums and counts, minima a
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from operator import add
@@ -56,12 +56,14 @@ class Target:
     """A subnet to measure, and the budget it was made for.
 
     Targets of one budget go to the same devices, so that their figures compare. `weights` are other
-    shared weights than the evaluator's.
+    shared weights than the evaluator's; kernels in `widths` are rounded to so many bits before anything
+    is measured.
     """
 
     arch: Arch
     budget: Budget
     weights: Weights | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +358,11 @@ class FederatedEvaluator:
             weights = mine[0].weights or self._weights
             split = grouped(self._space, [target.arch for target in mine], most)
             found, values = pack(self._space, weights, split)
-            groups += [g.model_copy(update={"offset": g.offset + offset}) for g in found]
+            widths = [dict(target.widths) for target in mine]
+            for group in found:
+                of_group, widths = widths[: len(group.archs)], widths[len(group.archs) :]
+                more = {"widths": tuple(of_group)} if any(of_group) else {}
+                groups.append(group.model_copy(update={"offset": group.offset + offset, **more}))
             parts.append(values)
             offset += values.size
         parts += [flat_statistics(mine) for mine in statistics or ()]

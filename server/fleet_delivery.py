@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..protos.manifest import FileKind
+from ..protos.manifest import INT4S, FileKind
 from ..specialize.export import preload
 from ..specialize.filesize import predicted_size_bytes
 from ..specialize.fleet.plan import Artifact, Placed, Refused
@@ -157,7 +157,7 @@ class Delivery:
             kind = artifacts[at].kind
             yield Chosen(
                 name, archs[place], targets[place].budget, statistics[place], measured[place],
-                (kind.partition("_")[0],), (kind,),
+                (kind.partition("_")[0],), (kind,), int4=kind in INT4S.values(),
             )  # fmt: skip
 
     def _held(self, arch: Arch) -> Budget:

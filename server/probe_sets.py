@@ -20,7 +20,8 @@ def make(
         raise UsageError("give either --config RUN.toml or --space PRESET")
     plan = ProbePlan(subnets=subnets, layers=layers)
     if config is not None:
-        space, plan = config.build_space(), replace(plan, formats=config.export.formats)
+        export = config.export
+        space, plan = config.build_space(), replace(plan, formats=export.formats, int4=export.int4)
     else:
         space = preset(str(name))
     with ForkServer(preload) as converters:

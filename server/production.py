@@ -4,7 +4,6 @@ Who chose them does not matter here: a search for each device class, or a plan f
 fails at any step goes no further and leaves the others.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..protos.inference import Ranges
-from ..protos.manifest import FileEntry, FileKind, Manifest
+from ..protos.manifest import FLOATS, FileKind, Manifest
 from ..protos.subnets import flat_statistics
 from ..specialize import estimators
 from ..specialize.estimators import BINS
-from ..specialize.export import FLOATS, Completed, Subnet, complete, float_calls, together
+from ..specialize.export import Completed, Subnet, complete
 from ..specialize.fork_server import Call, ForkServer
 from ..specialize.ranges import agreeing, merge
 from ..supernet.axes import regions
@@ -29,11 +28,13 @@ from ..supernet.weights import digest, gather
 from .adjustments import Adjustments
 from .chosen import Chosen, Made, Work
 from .config import RunConfig
+from .converting import converted
 from .evaluation import Exported, FederatedEvaluator, FloatFile, Target
 from .events import EventLog
 from .fleet import Fleet
 from .model_folders import ModelFolders
-from .publication import Manifests, Verified
+from .publication import Manifests, dispensable
+from .rounding import rounded_subnets
 
 Publish = Callable[[Manifest, Mapping[str, Path]], Manifest]
 STEPS = (
@@ -91,6 +92,7 @@ class Production:
             self._works[one.name] = Work(one, subnet, self._folders.draft(one.name))
         if self._config.export.adjusts:
             self._adjust()
+        self._round()
 
     def files(self, converters: ForkServer, tell: Callable[[str], None]) -> None:
         """Export, observe activations on the devices, quantize: each has its files then."""
@@ -124,6 +126,9 @@ class Production:
                 continue
             kinds = [entry.kind for entry in work.entries]
             work.figures = dict(zip(kinds, found[place], strict=True))
+            for kind, reason in dispensable(work, export).items():
+                work.remove(kind)
+                self._log("file_left_out", device_class=name, kind=kind, reason=reason)
         return {
             name: {entry.kind: entry.size_bytes for entry in work.entries}
             for name, work in self._works.items()
@@ -162,65 +167,60 @@ class Production:
             else:
                 self.fail(name, "no device told its likelihood; see no_answer in the event log")
 
+    def _round(self) -> None:
+        """Norm statistics of the subnets whose files hold rounded kernels, as these have them."""
+        mine = [(name, work) for name, work in self._works.items() if work.chosen.int4]
+        found = rounded_subnets(
+            self._evaluator, [work for _, work in mine], self._config.export.int4_bytes
+        )
+        for place, (name, work) in enumerate(mine):
+            if place in found:
+                work.rounded = found[place]
+                continue
+            reason = "no device measured its rounded subnet; see no_answer in the event log"
+            if work.chosen.only_int4:
+                self.fail(name, reason)
+            else:
+                self._log("file_left_out", device_class=name, kind="int4", reason=reason)
+
     def _converted(
         self, what: str, converters: ForkServer, calls: Callable[[Work], Sequence[Call]]
     ) -> list[tuple[Work, list[Any]]]:
-        """What converters make of each, call by call; one of whose calls failed is left out."""
-        asked = {
-            f"{place} {name}": (name, call)
-            for name, work in self._works.items()
-            for place, call in enumerate(calls(work))
-        }
-        open_calls = Counter(name for name, _ in asked.values())
-        total, done = len(open_calls), 0
+        """What converters make of each, call by call; one of whose calls failed goes no further."""
+        asked = {name: calls(work) for name, work in self._works.items()}
 
-        def told(key: str) -> None:
-            nonlocal done
-            name = asked[key][0]
-            open_calls[name] -= 1
-            if not open_calls[name]:
-                done += 1
-                self._log("converted", what=what, device_class=name, done=done, total=total)
+        def told(name: str, done: int) -> None:
+            self._log("converted", what=what, device_class=name, done=done, total=len(asked))
 
-        results: dict[str, list[Any]] = {}
-        for key, result in converters.run(
-            {k: call for k, (_, call) in asked.items()}, told
-        ).items():
-            results.setdefault(asked[key][0], []).append(result)
         found = []
-        for name, parts in results.items():
-            if failures := [part for part in parts if isinstance(part, ExportError)]:
-                self.fail(name, failures[0])
+        for name, parts in converted(converters, asked, told).items():
+            if isinstance(parts, ExportError):
+                self.fail(name, parts)
             else:
                 found.append((self._works[name], parts))
         return found
 
     def _export(self, converters: ForkServer) -> None:
-        for work, parts in self._converted(
-            "exporting",
-            converters,
-            lambda work: float_calls(work.subnet, work.chosen.formats, work.folder),
-        ):
-            exported = together(parts)
-            work.input_shape, work.observable = exported.input_shape, exported.observable
+        for work, parts in self._converted("exporting", converters, Work.float_calls):
+            work.exported(parts)
 
     def _observe(self) -> None:
         files, owners = [], []
         for name, work in self._works.items():
-            macs = cost(self._space, work.chosen.arch).macs
-            for form, content in work.observable.items():
-                budget = work.chosen.budget
-                files.append(FloatFile(FLOATS[form], work.input_shape, content, budget, macs))
-                owners.append((name, form))
+            macs, budget = cost(self._space, work.chosen.arch).macs, work.chosen.budget
+            for part in work.parts:
+                for form, content in part.observable.items():
+                    files.append(FloatFile(FLOATS[form], work.input_shape, content, budget, macs))
+                    owners.append((name, part, form))
         found, merged = self._observations(files)
-        for place, (name, form) in enumerate(owners):
+        for place, (name, part, form) in enumerate(owners):
             if name not in self._works:
                 continue
-            parts = agreeing(found.get(place, []))
-            if ignored := len(found.get(place, [])) - len(parts):
+            seen = agreeing(found.get(place, []))
+            if ignored := len(found.get(place, [])) - len(seen):
                 self._log("ranges_ignored", device_class=name, kind=FLOATS[form], devices=ignored)
             try:
-                self._works[name].ranges[form] = merged(parts)
+                part.ranges[form] = merged(seen)
             except ExportError as error:
                 self.fail(name, error)
 
@@ -240,27 +240,17 @@ class Production:
         for work, (completed,) in self._converted(
             "quantizing",
             converters,
-            lambda work: [Call(finish, (work.subnet, work.folder, work.ranges))],
+            lambda work: [Call(finish, (work.subnet, work.folder, work.ranges, work.few_bits))],
         ):
-            work.input_range = _input_range(work.ranges, completed.entries)
-            work.entries = _kept(work, completed.entries)
+            work.input_range = completed.input_range
+            work.keep(completed.entries)
             work.trainable = completed.trainable
             if completed.why_not:
                 name = work.chosen.name
                 self._log("not_trainable", device_class=name, reason=completed.why_not)
 
     def _published(self, name: str, work: Work, publish: Publish) -> Made:
-        draft = self._manifests.draft(
-            Verified(
-                work.chosen,
-                work.subnet,
-                work.folder,
-                work.input_range,
-                work.entries,
-                work.figures,
-                work.trainable,
-            )
-        )
+        draft = self._manifests.draft(work)
         paths = {name: work.folder / file.name for name, file in draft.named().items()}
         manifest = publish(draft, paths)
         told = {"device_class": name, "model": manifest.model, "version": manifest.version}
@@ -272,18 +262,3 @@ class Production:
         except OSError as error:  # devices pull the model by now: it has not failed
             self._log("folder_failed", **told, folder=str(folder), reason=str(error))
         return Made(name, manifest, folder / "manifest.json", work.figures, work.subnet.adjustment)
-
-
-def _kept(work: Work, entries: list[FileEntry]) -> list[FileEntry]:
-    """The entries of the files to publish; the others' files are removed."""
-    kinds = work.chosen.kinds
-    for entry in entries:
-        if kinds is not None and entry.kind not in kinds:
-            (work.folder / entry.name).unlink()
-    return [entry for entry in entries if kinds is None or entry.kind in kinds]
-
-
-def _input_range(ranges: Mapping[str, Ranges], entries: list[FileEntry]) -> tuple[float, float]:
-    first = next(iter(ranges.values()))
-    entry = next(e for e in entries if e.kind in FLOATS.values())
-    return first[entry.inputs[0].name]

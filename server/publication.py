@@ -2,23 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
 from ..protos.golden import allowed
-from ..protos.manifest import BareFile, FileEntry, FileKind, Golden, Manifest
+from ..protos.manifest import INT4S, INTS, FileEntry, FileKind, Golden, Manifest
 from ..protos.messages import DeviceProfile
-from ..specialize.export import Subnet, module_of
+from ..specialize.export import module_of
+from ..specialize.scheme import NARROW, WIDE
 from ..specialize.verify import outputs_in_fresh_process
-from ..supernet.cost import Budget, cost
+from ..supernet.cost import cost
 from ..supernet.errors import ExportError
 from ..supernet.randomness import array_stream
 from ..supernet.space import Space, plain
-from .chosen import Chosen
+from .chosen import Chosen, Work
 from .config import ExportConfig, RunConfig
 from .figures import FileMeasured
 
@@ -30,19 +29,6 @@ LAYOUTS: Mapping[int, Layout] = {1: "NC", 2: "NCT", 3: "NCHW"}
 """By the dimensions of one example: a table's row, a sequence, an image."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """A subnet's files in a folder, the range of inputs that devices saw, what they measured."""
-
-    chosen: Chosen
-    subnet: Subnet
-    folder: Path
-    input_range: tuple[float, float]
-    entries: Sequence[FileEntry]
-    figures: Figures
-    trainable: BareFile | None = None
-
-
 class Manifests:
     """Writes manifests of models from one supernet; `profile` gives the form of the data."""
 
@@ -52,9 +38,9 @@ class Manifests:
         self._config, self._space = config, space
         self._profile, self._supernet = profile, supernet_sha256
 
-    def draft(self, work: Verified) -> Manifest:
+    def draft(self, work: Work) -> Manifest:
         """The manifest, its version still to be given; ExportError for files beyond a limit."""
-        check_sizes(work.entries, work.chosen.budget)
+        check_sizes(work.entries, work.chosen)
         check_figures(work.figures, self._config.export)
         name, arch = work.chosen.name, work.chosen.arch
         metrics = {f"validation_accuracy.{k}": f.file.accuracy for k, f in work.figures.items()}
@@ -78,7 +64,7 @@ class Manifests:
             trainable=work.trainable,
         )
 
-    def _golden(self, work: Verified) -> Golden:
+    def _golden(self, work: Work) -> Golden:
         """A drawn input in the range that the devices saw (no device's example), and its output."""
         low, high = work.input_range
         shape = (1, *self._space.input_shape(work.chosen.arch))
@@ -118,9 +104,31 @@ def check_figures(figures: Figures, limits: ExportConfig) -> None:
             )
 
 
-def check_sizes(entries: Sequence[FileEntry], budget: Budget) -> None:
-    """ExportError for an int8 file above the bound: the search went by predicted sizes."""
+def dispensable(work: Work, limits: ExportConfig) -> dict[FileKind, str]:
+    """Files that the model is as good without, and why they are not to be published.
+
+    Those of 4 bits that lose too much, where there are others; where the bound on size is about files of
+    4 bits, the larger ones that it excludes.
+    """
+    found = {}
+    for kind, figure in work.figures.items():
+        if kind in INT4S.values() and not work.chosen.only_int4:
+            try:
+                check_figures({kind: figure}, limits)
+            except ExportError as error:
+                found[kind] = str(error)
+    bound = work.chosen.budget.file_bytes
+    if bound is not None and work.chosen.file_bits == NARROW:
+        for entry in work.entries:
+            if entry.kind in INTS.values() and entry.size_bytes > bound:
+                found[entry.kind] = f"it has {entry.size_bytes} bytes; file_bytes = {bound}"
+    return found
+
+
+def check_sizes(entries: Sequence[FileEntry], chosen: Chosen) -> None:
+    """ExportError for a file above the bound: the search went by predicted sizes."""
+    bounded = INTS if chosen.file_bits == WIDE else INT4S
     for entry in entries:
-        bound = budget.file_bytes
-        if bound is not None and entry.kind.endswith("int8") and entry.size_bytes > bound:
+        bound = chosen.budget.file_bytes
+        if bound is not None and entry.kind in bounded.values() and entry.size_bytes > bound:
             raise ExportError(f"{entry.kind} has {entry.size_bytes} bytes; file_bytes = {bound}")

@@ -97,6 +97,8 @@ class Specialization:
             choice.best.measured,
             self._config.export.formats,
             timed_by=self._fleet.names_of_class(choice.device_class),
+            int4=self._config.export.int4,
+            file_bits=self._config.classes[choice.device_class].file_bits,
         )
 
     def _tell(self, what: str) -> None:

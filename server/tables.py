@@ -8,6 +8,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from ..protos.manifest import INT4S, INTS
+
 
 def show(value: Any) -> None:
     """A list of records as a table, one record as lines; a list of phrases one a line.
@@ -79,7 +81,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
             f"{key}.{inner}": item[inner]
             for key, item in row.items()
             if isinstance(item, Mapping)
-            for inner in ("macs", "params", "pytorch", "tflite_int8", "onnx_int8")
+            for inner in ("macs", "params", "pytorch", *INTS.values(), *INT4S.values())
             if inner in item and key in ("cost", "validation")
         }
     )

@@ -1,4 +1,4 @@
-"""Exporting one subnet: float files, then int8 files, each step in a process of its own."""
+"""Exporting one subnet: float files, then quantized files, each step in a process of its own."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..protos.inference import Ranges
-from ..protos.manifest import FILE_NAMES, BareFile, FileEntry, FileKind, TensorSpec
+from ..protos.manifest import FILE_NAMES, FLOATS, BareFile, FileEntry
 from ..protos.subnets import set_statistics
 from ..protos.trainable import TRAINABLE_NAME
 from ..supernet.axes import regions
@@ -23,9 +23,7 @@ from .adjust import AS_TRAINED, Adjustment, adjusted
 from .equalize import equalized
 from .fork_server import Call
 from .placing import trainable_of
-
-FLOATS: Mapping[str, FileKind] = {"tflite": "tflite_fp32", "onnx": "onnx_fp32"}
-INTS: Mapping[str, FileKind] = {"tflite": "tflite_int8", "onnx": "onnx_int8"}
+from .quantizing import ROUNDED, FewBits, input_range, quantize, quantize_few
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +53,12 @@ class FloatExport:
 class Completed:
     """What the second step gives: entries of all files to run, and of the one to train on.
 
-    `why_not` says why there is none of the latter, where one was asked for.
+    `input_range` is that of the network's input. `why_not` says why there is no file to train on, where
+    one was asked for.
     """
 
     entries: list[FileEntry]
+    input_range: tuple[float, float]
     trainable: BareFile | None = None
     why_not: str = ""
 
@@ -122,25 +122,35 @@ def together(parts: Sequence[FloatExport]) -> FloatExport:
 
 
 def complete(
-    subnet: Subnet, folder: Path, ranges: Mapping[str, Ranges], *, trainable: bool = True
+    subnet: Subnet,
+    folder: Path,
+    ranges: Mapping[str, Ranges],
+    few: FewBits | None = None,
+    *,
+    trainable: bool = True,
 ) -> Completed:
-    """`quantize`, and write beside the files what a device needs to train the subnet further.
+    """`quantize`, `quantize_few` where `few` is given, and a file to train the subnet further from.
 
-    A network for which that fails is a model all the same, without it.
+    A network for which the latter fails is a model all the same, without it; so is one whose files are
+    only those of few bits, which cannot be written into.
     """
+    source, seen = (folder, ranges) if few is None or ranges else (folder / ROUNDED, few.ranges)
+    span = input_range(source, seen)
     entries = quantize(folder, ranges)
-    if not trainable:
-        return Completed(entries)
+    extra = [] if few is None else quantize_few(folder, few)
+    if not trainable or not entries:
+        return Completed(entries + extra, span)
     try:
         content = trainable_of(_ready(subnet), entries, folder).to_bytes()
     except Exception as error:  # noqa: BLE001 - told, and the files are as good without
         said = " ".join(str(error).split())
-        return Completed(entries, why_not=f"{type(error).__name__}: {said[:300]}")
+        told = f"{type(error).__name__}: {said[:300]}"
+        return Completed(entries + extra, span, why_not=told)
     (folder / TRAINABLE_NAME).write_bytes(content)
     bare = BareFile(
         name=TRAINABLE_NAME, size_bytes=len(content), sha256=sha256(content).hexdigest()
     )
-    return Completed(entries, bare)
+    return Completed(entries + extra, span, bare)
 
 
 def _ready(subnet: Subnet) -> torch.nn.Module:
@@ -155,33 +165,3 @@ def _ready(subnet: Subnet) -> torch.nn.Module:
         if getattr(layer, "inplace", False) is True:
             layer.inplace = False
     return equalized(module).module if subnet.equalize else module
-
-
-def quantize(folder: Path, ranges: Mapping[str, Ranges]) -> list[FileEntry]:
-    """Write the int8 files beside the float files (format → ranges); entries of all files."""
-    from . import onnx_export, onnx_quantize, tflite
-
-    entries = []
-    for form, found in ranges.items():
-        source, target = folder / FILE_NAMES[FLOATS[form]], folder / FILE_NAMES[INTS[form]]
-        tool = tflite if form == "tflite" else onnx_export
-        if form == "tflite":
-            tflite.quantize_tflite(source, found, target)
-        else:
-            onnx_quantize.quantize_onnx(source, found, target)
-        for kind, path in ((INTS[form], target), (FLOATS[form], source)):
-            entries.append(file_entry(kind, path, tool.specs(path)))
-    return entries
-
-
-def file_entry(kind: FileKind, path: Path, specs: tuple[TensorSpec, TensorSpec]) -> FileEntry:
-    """A file's entry for the manifest."""
-    content = path.read_bytes()
-    return FileEntry(
-        kind=kind,
-        name=path.name,
-        size_bytes=len(content),
-        sha256=sha256(content).hexdigest(),
-        inputs=(specs[0],),
-        outputs=(specs[1],),
-    )

@@ -46,6 +46,15 @@ def quantize_onnx(source: Path, ranges: Ranges, target: Path, scheme: QuantSchem
     target.write_bytes(done.SerializeToString(deterministic=True))
 
 
+def kernel_shapes(source: Path) -> list[tuple[int, ...]]:
+    """Of a file's convolutions and linear layers, in order."""
+    import onnx
+
+    model = onnx.load(str(source))
+    dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    return [dims[node.input[1]] for node in weight_layers(model)]
+
+
 def _with_integer_activations(
     model: Any, ranges: Ranges, apart: list[str], scheme: QuantScheme
 ) -> Any:

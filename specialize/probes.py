@@ -4,6 +4,7 @@ See `protos/probes.py` for what they are for.
 """
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from ..protos import durable
-from ..protos.manifest import FILE_NAMES, FileEntry
+from ..protos.manifest import FILE_NAMES, FLOATS, FileEntry
 from ..protos.observing import observe_ranges
 from ..protos.probes import SET_NAME, Probe, ProbeSet
 from ..supernet.axes import regions
@@ -25,9 +26,9 @@ from ..supernet.randomness import array_stream, stream
 from ..supernet.space import Arch, Space, Value, plain
 from ..supernet.subnet import static
 from ..supernet.weights import shapes_of
-from .export import FLOATS, quantize
 from .fork_server import Call, ForkServer
 from .latency.table import ALONE, Key, key_of
+from .quantizing import ROUNDED, FewBits, quantize, quantize_few
 
 OBSERVED = 4
 ACTS: Mapping[str, type[nn.Module]] = {
@@ -38,11 +39,15 @@ ACTS: Mapping[str, type[nn.Module]] = {
 
 @dataclass(frozen=True, slots=True)
 class ProbePlan:
-    """What to make: so many random subnets (smallest and largest among them), so many layers."""
+    """What to make: so many random subnets (smallest and largest among them), so many layers.
+
+    Each in files of every format, with `int4` of 4-bit weights too.
+    """
 
     subnets: int = 40
     layers: int = 0
     formats: tuple[str, ...] = ("tflite", "onnx")
+    int4: bool = False
     seed: int = 0
 
 
@@ -59,12 +64,15 @@ def make_probes(space: Space, plan: ProbePlan, folder: Path, converters: ForkSer
     described = plain(space.to_dict())
     calls = {
         f"s{place:04d}": Call(
-            export_subnet, (described, dict(arch), plan.formats, folder / f"s{place:04d}")
+            export_subnet,
+            (described, dict(arch), plan.formats, folder / f"s{place:04d}", plan.int4),
         )
         for place, arch in enumerate(archs)
     }
     calls |= {
-        f"l{place:04d}": Call(export_layer, (layer, plan.formats, folder / f"l{place:04d}"))
+        f"l{place:04d}": Call(
+            export_layer, (layer, plan.formats, folder / f"l{place:04d}", plan.int4)
+        )
         for place, layer in enumerate(layers)
     }
     found = converters.run(calls)
@@ -130,6 +138,7 @@ def export_subnet(
     values: Mapping[str, Value],
     formats: Sequence[str],
     folder: Path,
+    int4: bool = False,
 ) -> tuple[FileEntry, ...]:
     """A subnet of random weights as all kinds of files."""
     space = space_from_dict(described)
@@ -139,12 +148,14 @@ def export_subnet(
         name: torch.from_numpy(_drawn(rng, shape))
         for name, shape in shapes_of(regions(space, arch)).items()
     }
-    return _exported(static(space, arch, weights), space.input_shape(arch), formats, folder)
+    return _exported(static(space, arch, weights), space.input_shape(arch), formats, folder, int4)
 
 
-def export_layer(layer: LayerPlan, formats: Sequence[str], folder: Path) -> tuple[FileEntry, ...]:
+def export_layer(
+    layer: LayerPlan, formats: Sequence[str], folder: Path, int4: bool = False
+) -> tuple[FileEntry, ...]:
     """One layer of random weights as all kinds of files."""
-    return _exported(layer_module(layer), layer_input(layer), formats, folder)
+    return _exported(layer_module(layer), layer_input(layer), formats, folder, int4)
 
 
 def layer_input(layer: LayerPlan) -> tuple[int, ...]:
@@ -178,7 +189,7 @@ def layer_module(layer: LayerPlan) -> nn.Module:
 
 
 def _exported(
-    module: nn.Module, shape: tuple[int, ...], formats: Sequence[str], folder: Path
+    module: nn.Module, shape: tuple[int, ...], formats: Sequence[str], folder: Path, int4: bool
 ) -> tuple[FileEntry, ...]:
     from . import onnx_export, tflite
 
@@ -194,7 +205,13 @@ def _exported(
         else:
             onnx_export.export_onnx(ready, example, path)
             ranges[form] = observe_ranges(onnx_export.observable(path), FLOATS[form], x)
-    return tuple(quantize(folder, ranges))
+    entries = quantize(folder, ranges)
+    if int4:
+        (folder / ROUNDED).mkdir()
+        for form in formats:
+            shutil.copy(folder / FILE_NAMES[FLOATS[form]], folder / ROUNDED)
+        entries += quantize_few(folder, FewBits(ranges))
+    return tuple(entries)
 
 
 def _drawn(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -16,6 +16,8 @@ Format = Literal["tflite", "onnx"]
 FLOAT_BITS = 32
 WEIGHT_BITS = (FLOAT_BITS, 8, 4)
 ACTIVATION_BITS = (FLOAT_BITS, 16, 8)
+WIDE, NARROW = 8, 4
+"""The widths that published files hold weights in, beside float."""
 
 
 def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -70,6 +71,14 @@ def quantize_tflite(source: Path, ranges: Ranges, target: Path, scheme: QuantSch
     if done.quantized_model is None:
         raise ExportError("TFLite int8: the quantizer returned no model")
     target.write_bytes(tflite_file.packed(tflite_file.read(bytes(done.quantized_model))))
+
+
+def kernel_sizes(source: Path) -> list[int]:
+    """How many weights each of a file's convolutions and linear layers has, in order."""
+    model = tflite_file.read(source.read_bytes())
+    tensors = model.subgraphs[0].tensors
+    layers = tflite_file.weight_layers(model)
+    return [math.prod(tensors[operator.inputs[1]].shape) for operator in layers]
 
 
 def specs(path: Path) -> tuple[TensorSpec, TensorSpec]:

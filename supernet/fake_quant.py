@@ -22,6 +22,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from .errors import UsageError
 from .precision import FLOAT_BITS, TERNARY_BITS, check_bits
 
 TERNARY_THRESHOLD = 0.7
@@ -38,6 +39,28 @@ def quantized(values: Mapping[str, Tensor], bits: int) -> Mapping[str, Tensor]:
     if bits == FLOAT_BITS:
         return values
     return {name: _rounded(v, bits) if is_rounded(v) else v for name, v in values.items()}
+
+
+def rounded(values: Mapping[str, Tensor], widths: Mapping[str, int]) -> Mapping[str, Tensor]:
+    """The values, of which those named are rounded to so many bits each.
+
+    UsageError for a name that is no tensor of two dimensions or more among them, or a width that is
+    not allowed.
+    """
+    for name in widths:
+        if name not in values or not is_rounded(values[name]):
+            raise UsageError(f"widths: {name!r} is no kernel of this network")
+    return {n: quantized({n: v}, widths[n])[n] if n in widths else v for n, v in values.items()}
+
+
+def least_bits(kernel_shape: tuple[int, ...]) -> int:
+    """The width that a kernel (outputs, inputs, …) has at least in a file of 4 bits: 4, or 8.
+
+    Kernels over one channel keep 8: those of depthwise convolutions, for which LiteRT has none of 4, and
+    that of a convolution over gray images, which a TFLite file holds as one. They are a small part of
+    the bytes and would lose most.
+    """
+    return 8 if len(kernel_shape) > 2 and kernel_shape[1] == 1 else 4
 
 
 def is_rounded(value: Tensor) -> bool:

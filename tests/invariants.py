@@ -4,7 +4,9 @@ The oracles are numpy's indexing, a module built on its own, torch's own counter
 of the network that was exported.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,23 @@ import numpy as np
 import torch
 from fedofa.protos.flower import Values
 from fedofa.protos.inference import open_model
-from fedofa.protos.manifest import FileKind
+from fedofa.protos.manifest import FILE_NAMES, FLOATS, INTS, FileKind
 from fedofa.protos.observing import observe_ranges
 from fedofa.server.aggregation.update import Merged
 from fedofa.server.config import parse_config
 from fedofa.server.jobs import Job
 from fedofa.server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from fedofa.server.simulate import simulate
-from fedofa.specialize.export import FLOATS, INTS, Subnet, export_floats, module_of, quantize
+from fedofa.specialize.export import Subnet, export_floats, module_of
+from fedofa.specialize.few_bits import narrow
+from fedofa.specialize.quantizing import ROUNDED, FewBits, quantize, quantize_few
 from fedofa.supernet.axes import regions, take
 from fedofa.supernet.cost import cost
+from fedofa.supernet.fake_quant import rounded
 from fedofa.supernet.families.catalogue import space_from_dict
 from fedofa.supernet.space import Arch, Space, plain
 from fedofa.supernet.subnet import batch_norms, extract, on_views
-from fedofa.supernet.weights import gather, initial, shapes_of, split
+from fedofa.supernet.weights import gather, initial, shapes_of, size_of, split
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -158,7 +163,10 @@ def lively_subnet(space: Space, arch: Arch, x: Values, seed: int) -> tuple[Subne
 
 
 def check_export(space: Space, arch: Arch, folder: Path, seed: int = 0) -> None:
-    """Float files equal the network; int8 files load, and keep most of its outputs' variance."""
+    """Float files equal the network; int8 files load, and keep most of its outputs' variance.
+
+    ONNX files of 4 bits give what the network with rounded kernels gives, TFLite's most of it.
+    """
     x = np.random.default_rng(seed).normal(size=(32, *space.input_shape(arch))).astype(np.float32)
     subnet, reference = lively_subnet(space, arch, x, seed)
     exported = export_floats(subnet, ("tflite", "onnx"), folder)
@@ -169,12 +177,35 @@ def check_export(space: Space, arch: Arch, folder: Path, seed: int = 0) -> None:
         gap = open_model(folder / entry.name, entry).run(x) - reference
         scale = max(1.0, float(np.abs(reference).max()))
         if entry.kind in INTS.values():
-            explained = 1 - np.square(gap).mean() / reference.var()
-            assert explained > 0.9, f"{entry.kind}: {explained:.3f} of the variance"
+            assert explained(gap, reference) > 0.9, entry.kind
         else:
             assert np.abs(gap).max() <= 1e-4 * scale, entry.kind
         seen.add(entry.kind)
-    assert seen == {*FLOATS.values(), *INTS.values()}
+    (folder / ROUNDED).mkdir()
+    for name in (FILE_NAMES[kind] for kind in FLOATS.values()):
+        shutil.copy(folder / name, folder / ROUNDED)
+    with torch.no_grad():
+        expected = rounded_module(space, arch, subnet)(torch.from_numpy(x)).numpy()
+    for entry in quantize_few(folder, FewBits(ranges)):
+        gap = open_model(folder / entry.name, entry).run(x) - expected
+        least = 0.999 if entry.kind.startswith("onnx") else 0.9
+        assert explained(gap, expected) > least, entry.kind
+        seen.add(entry.kind)
+    assert seen == set(FILE_NAMES)
+
+
+def explained(gap: Values, reference: Values) -> float:
+    """The part of the reference's variance that is not in the gap."""
+    return float(1 - np.square(gap).mean() / reference.var())
+
+
+def rounded_module(space: Space, arch: Arch, subnet: Subnet) -> nn.Module:
+    """The subnet with its kernels rounded as files of 4 bits hold them, in PyTorch."""
+    shapes = shapes_of(regions(space, arch))
+    weights = split(subnet.values[: size_of(shapes)], shapes)
+    parts = [v.numpy().ravel() for v in rounded(weights, narrow(space, arch)).values()]
+    values = np.concatenate([*parts, subnet.values[size_of(shapes) :]])
+    return module_of(replace(subnet, values=values))
 
 
 def check_federated(space: Space, folder: Path, rounds: int = 3, **recipe: Any) -> None:

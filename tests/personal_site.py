@@ -18,11 +18,11 @@ from fedofa.client.pull import PullRequest, PullResult, pull
 from fedofa.client.store import DeviceStore
 from fedofa.protos.data import ClientData, Examples
 from fedofa.protos.inference import Ranges
-from fedofa.protos.manifest import FileEntry, FileKind, Golden, Manifest
+from fedofa.protos.manifest import FLOATS, FileEntry, FileKind, Golden, Manifest
 from fedofa.protos.observing import observe_ranges
 from fedofa.server.depot import serve_depot
 from fedofa.server.registry import Registry
-from fedofa.specialize.export import FLOATS, Completed, Subnet, complete, export_floats, module_of
+from fedofa.specialize.export import Completed, Subnet, complete, export_floats, module_of
 from fedofa.supernet.cost import cost
 from fedofa.supernet.families.catalogue import preset
 from fedofa.supernet.space import plain

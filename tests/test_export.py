@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from fedofa.protos.inference import open_model
-from fedofa.protos.manifest import FILE_NAMES, FileKind
+from fedofa.protos.manifest import FILE_NAMES, FLOATS, INTS, FileKind
 from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, tflite, verify
-from fedofa.specialize.export import FLOATS, INTS, export_floats, float_calls, module_of, together
+from fedofa.specialize.export import export_floats, float_calls, module_of, together
 from fedofa.specialize.ranges import merge
 from fedofa.supernet.errors import ExportError
 from fedofa.supernet.families.catalogue import preset

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedofa.protos.manifest import FILE_NAMES
 from fedofa.specialize.fleet import candidates as search_of_candidates
 from fedofa.specialize.fleet import plan as plan_of_fleet
 from fedofa.specialize.fleet.candidates import Accuracies, candidates
@@ -528,21 +529,23 @@ def test_too_few_measured_subnets_are_refused() -> None:
 def test_columns_are_what_they_say() -> None:
     arch = TOY.largest()
     spent, plans = cost(TOY, arch), TOY.layers(arch)
-    moved = spent.params + sum(plan.in_elements + plan.out_elements for plan in plans)
+    values = sum(plan.in_elements + plan.out_elements for plan in plans)
     figures = {
         "latency_ms:a": latency(lambda _: 0.002),
         "energy_mj:a": energy("onnx_fp32", 3.0, 5.0),
+        "energy_mj:b": energy("tflite_int4", 3.0, 5.0),
         "operator:depthwise": operator("depthwise"),
         "operator:gelu": operator("gelu"),
     }
     found = Columns(TOY, figures).table([arch])
     assert found["macs"] == spent.macs
     assert found["latency_ms:a"] == 2.0
-    # Picojoules are 1e-9 millijoules; a float value has four bytes.
-    assert found["energy_mj:a"] == pytest.approx(1e-9 * (3 * spent.macs + 5 * 4 * moved))
+    # Picojoules are 1e-9 millijoules; a float value has four bytes, a weight of 4 bits half a byte.
+    for name, moved in (("a", 4 * (spent.params + values)), ("b", spent.params / 2 + values)):
+        assert found[f"energy_mj:{name}"] == pytest.approx(1e-9 * (3 * spent.macs + 5 * moved))
     assert found["operator:depthwise"] == sum(plan.kind == "depthwise" for plan in plans) > 0
     assert found["operator:gelu"] == 0
-    assert set(VALUE_BYTES.values()) == {1, 4}
+    assert VALUE_BYTES.keys() == FILE_NAMES.keys()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])

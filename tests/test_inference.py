@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from toy_networks import mlp_files, mlp_inputs
 
 KINDS: tuple[FileKind, ...] = ("tflite_int8", "onnx_int8", "tflite_fp32", "onnx_fp32")
+INT4S: tuple[FileKind, ...] = ("tflite_int4", "onnx_int4")
 OPENS = """
 import sys
 from pathlib import Path
@@ -49,9 +50,11 @@ def hide(patch: pytest.MonkeyPatch, *hidden: str) -> None:
 
 
 def test_every_kind_runs_here_and_int8_tflite_is_preferred() -> None:
-    assert available_kinds() == KINDS
+    assert available_kinds() == (*KINDS[:2], *INT4S, *KINDS[2:])
     assert first_available_kind(draft(dict.fromkeys(KINDS, b"x"))) == "tflite_int8"
     assert first_available_kind(draft(dict.fromkeys(KINDS[2:], b"x"))) == "tflite_fp32"
+    without_int8 = dict.fromkeys((*KINDS[2:], *INT4S), b"x")
+    assert first_available_kind(draft(without_int8)) == "tflite_int4"
     assert first_available_kind(draft(dict.fromkeys(KINDS, b"x")), "onnx_fp32") == "onnx_fp32"
 
 

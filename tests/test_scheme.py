@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from fedofa.protos.inference import Floats, open_model
-from fedofa.protos.manifest import FILE_NAMES
+from fedofa.protos.manifest import FILE_NAMES, FLOATS, INTS
 from fedofa.specialize import onnx_export, onnx_quantize, tflite, tflite_file, tflite_recipe
-from fedofa.specialize.export import FLOATS, INTS, file_entry
 from fedofa.specialize.onnx_weights import rounded
+from fedofa.specialize.quantizing import file_entry
 from fedofa.specialize.scheme import INT8, QuantScheme, require
 from fedofa.supernet.called_layers import called_layers
 from fedofa.supernet.errors import ExportError, UsageError

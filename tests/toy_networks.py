@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 from fedofa.protos.inference import Floats, Ranges
-from fedofa.protos.manifest import FILE_NAMES, FileEntry, FileKind
+from fedofa.protos.manifest import FILE_NAMES, FLOATS, INTS, FileEntry, FileKind
 from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, onnx_quantize, tflite
-from fedofa.specialize.export import FLOATS, INTS, Subnet, file_entry
+from fedofa.specialize.export import Subnet
+from fedofa.specialize.quantizing import file_entry
 from fedofa.supernet.folding import folded
 from fedofa.supernet.space import Arch, Space, plain
 from fedofa.supernet.subnet import batch_norms

@@ -182,6 +182,8 @@ class _Finishing:
             paired.second,
             self._config.export.formats,
             finished=self._lineage(compared),
+            int4=self._config.export.int4,
+            file_bits=self._config.classes[self._start.device_class].file_bits,
         )
         return compared, self._made(chosen, evaluator, fleet)
 

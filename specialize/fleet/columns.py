@@ -18,12 +18,15 @@ from ..filesize import predicted_size_bytes, stated_error
 from .table import Vector
 
 EXACT = ("macs", "params", "peak_activation_bytes")
-VALUE_BYTES: Mapping[FileKind, int] = {
-    "tflite_int8": 1,
-    "onnx_int8": 1,
-    "tflite_fp32": 4,
-    "onnx_fp32": 4,
+VALUE_BYTES: Mapping[FileKind, tuple[float, float]] = {
+    "tflite_int8": (1, 1),
+    "onnx_int8": (1, 1),
+    "tflite_int4": (0.5, 1),
+    "onnx_int4": (0.5, 4),
+    "tflite_fp32": (4, 4),
+    "onnx_fp32": (4, 4),
 }
+"""Of a parameter, and of an activation; the few kernels of 8 bits in a file of 4 are not told apart."""
 PJ_PER_MJ = 1e9
 BEYOND = 1e90
 """Stands for a prediction that is no number of 0 or more: more than any bound allows."""
@@ -78,14 +81,14 @@ def energy(kind: FileKind, pj_per_mac: float, pj_per_byte: float) -> Figure:
 
         pj_per_mac · MACs + pj_per_byte · (bytes of parameters + bytes that layers read and write)
 
-    with 1 byte a value for int8 files and 4 for float ones. Every parameter and activation is counted as
+    with 1 byte a value for int8 files and 4 for float ones; a parameter of 4 bits has half a byte. Every parameter and activation is counted as
     moved once for each layer that uses it; caches, idle power and the processor's other work are not seen.
     """
-    width = VALUE_BYTES[kind]
+    parameter_bytes, value_bytes = VALUE_BYTES[kind]
 
     def of(seen: Seen) -> float:
         moved = sum(plan.in_elements + plan.out_elements for plan in seen.plans)
-        traffic_bytes = width * (seen.cost.params + moved)
+        traffic_bytes = parameter_bytes * seen.cost.params + value_bytes * moved
         return (pj_per_mac * seen.cost.macs + pj_per_byte * traffic_bytes) / PJ_PER_MJ
 
     return of

@@ -1,0 +1,114 @@
+"""Subnets with rounded kernels, prepared with the devices for files of 4 bits."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..protos.subnets import flat_statistics
+from ..specialize.few_bits import kernels
+from ..specialize.filesize import largest_bytes, stated_error
+from ..specialize.mixed import Option, cheapest
+from ..specialize.scheme import NARROW, WIDE
+from ..supernet.axes import regions
+from ..supernet.fake_quant import least_bits
+from ..supernet.space import Arch, Space
+from ..supernet.weights import gather
+from .chosen import Chosen, Rounded, Work
+from .evaluation import FederatedEvaluator, Target
+
+Widths = Mapping[str, int]
+
+
+def rounded_subnets(
+    evaluator: FederatedEvaluator, works: Sequence[Work], share: float | None = None
+) -> dict[int, Rounded]:
+    """By place; one that no device measured is absent.
+
+    Norm statistics are measured with the kernels as the files hold them. Folded into the layers, they
+    correct what rounding shifts (as bias correction does, Nagel et al. 2019) and scales; a network
+    without batch normalization is rounded plainly. With `share` of the bytes that all kernels have in
+    8 bits, those keep 8 that lose most in 4.
+    """
+    widths = {at: _widths(evaluator, work.chosen, share) for at, work in enumerate(works)}
+    told = [(at, found) for at, found in widths.items() if found is not None]
+    targets = [_target(works[at].chosen, found) for at, found in told]
+    statistics = evaluator.statistics(targets) if targets else {}
+    made = {}
+    for place, mine in statistics.items():
+        at, found = told[place]
+        subnet, arch = works[at].subnet, works[at].chosen.arch
+        weights = gather(evaluator.weights, regions(evaluator.space, arch))
+        values = np.concatenate([weights, flat_statistics(mine)])
+        # Equalized kernels would be rounded in other steps than those that were measured.
+        made[at] = Rounded(
+            replace(subnet, values=values, equalize=False), _places(evaluator.space, arch, found)
+        )
+    return made
+
+
+def _places(space: Space, arch: Arch, widths: Widths) -> tuple[tuple[int, int], ...]:
+    held = kernels(space, arch)
+    if all(bits == least_bits(tuple(held[name].weight.shape)) for name, bits in widths.items()):
+        return ()
+    return tuple((held[name].weight.numel(), bits) for name, bits in widths.items())
+
+
+def _widths(evaluator: FederatedEvaluator, chosen: Chosen, share: float | None) -> Widths | None:
+    """Of each kernel, in the order of the files; None where no device could tell what one loses."""
+    space, arch = evaluator.space, chosen.arch
+    held = kernels(space, arch)
+    counts = {name: layer.weight.numel() for name, layer in held.items()}
+    least = {name: least_bits(tuple(layer.weight.shape)) for name, layer in held.items()}
+    room = _room_bytes(space, arch, chosen, counts, least, share)
+    if room <= _bytes(counts, least):
+        return least
+    narrowed = [name for name, bits in least.items() if bits == NARROW]
+    losses = _losses(evaluator, chosen, narrowed)
+    if losses is None:
+        return None
+    options = [
+        [Option(WIDE, counts[name], 0.0)]
+        + ([Option(NARROW, -(-counts[name] // 2), losses[name])] if name in losses else [])
+        for name in counts
+    ]
+    return dict(zip(counts, cheapest(options, room).bits, strict=True))
+
+
+def _room_bytes(
+    space: Space,
+    arch: Arch,
+    chosen: Chosen,
+    counts: Mapping[str, int],
+    least: Widths,
+    share: float | None,
+) -> int:
+    """What all kernels together may take: the share, and what a bound on the file's size leaves."""
+    room = 0 if share is None else int(share * sum(counts.values()))
+    if chosen.budget.file_bytes is not None and chosen.file_bits == NARROW:
+        plans = space.layers(arch)
+        predicted = largest_bytes(chosen.formats, plans, NARROW) * (1 + stated_error(plans))
+        left = chosen.budget.file_bytes - math.ceil(predicted)
+        room = min(room, _bytes(counts, least) + left)
+    return room
+
+
+def _bytes(counts: Mapping[str, int], widths: Widths) -> int:
+    return sum(-(-count * widths[name] // 8) for name, count in counts.items())
+
+
+def _losses(
+    evaluator: FederatedEvaluator, chosen: Chosen, names: Sequence[str]
+) -> dict[str, float] | None:
+    """What the devices' log-likelihood loses, summed, with one kernel alone in 4 bits."""
+    targets = [_target(chosen, {}), *(_target(chosen, {name: NARROW}) for name in names)]
+    found = evaluator.likelihoods(targets, evaluator.statistics(targets), [1.0])
+    if len(found) < len(targets):
+        return None
+    usual = found[0][0]
+    return {name: found[at][0] - usual for at, name in enumerate(names, start=1)}
+
+
+def _target(chosen: Chosen, widths: Widths) -> Target:
+    return Target(chosen.arch, chosen.budget, widths=widths)
