@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from ..protos.recipe import Recipe
 from ..supernet.batch import Batch
 from ..supernet.cost import cost
-from ..supernet.fake_quant import quantized
+from ..supernet.fake_quant import is_rounded, least_bits, quantized, rounded
 from ..supernet.losses.alpha_divergence import adaptive_divergence
 from ..supernet.losses.cross_entropy import cross_entropy
 from ..supernet.losses.distillation import distillation
@@ -31,7 +31,7 @@ class LocalStep:
 
     With few `bits` every pass runs on the leaves as rounded at that moment, and the gradients that it
     finds there are the leaves' (straight-through). Students are cut from the assigned subnet's
-    rounded weights, so their levels are its.
+    rounded weights, so their levels are its. Where the recipe samples bits, `hold` says each step's.
     """
 
     def __init__(
@@ -47,6 +47,9 @@ class LocalStep:
         self.trained: Mapping[str, Tensor] = self.leaves
         self.macs = 0
         self._space, self._assigned, self._recipe, self._bits = space, assigned, recipe, bits
+        self._sampled = bool(recipe.sample_bits) and bits == FLOAT_BITS
+        if self._sampled:
+            self._bits = min(recipe.sample_bits)
         # With 32 bits the leaves themselves: nothing is copied, and no step does more than before.
         self._held = self._rounded()
         self._copies = {n: v for n, v in self._held.items() if v is not self.leaves[n]}
@@ -66,6 +69,10 @@ class LocalStep:
             if name in self._copies:
                 self._copies[name].requires_grad_(False)
         self.trained = {name: leaf for name, leaf in self.leaves.items() if leaf.requires_grad}
+
+    def hold(self, bits: int) -> None:
+        """Run the next passes on kernels of this width, one of those that the recipe samples."""
+        self._bits = bits
 
     def fill(self, batch: Batch, students: Sequence[Arch]) -> float:
         """One step's gradients; returns the loss on labels, as a number.
@@ -166,14 +173,19 @@ class LocalStep:
 
     @torch.no_grad()
     def _rounded(self) -> Mapping[str, Tensor]:
-        return quantized(self.leaves, self._bits)
+        if not self._sampled:
+            return quantized(self.leaves, self._bits)
+        kernels = {n: leaf.shape for n, leaf in self.leaves.items() if is_rounded(leaf)}
+        return rounded(
+            self.leaves, {n: max(self._bits, least_bits(shape)) for n, shape in kernels.items()}
+        )
 
     def _round(self) -> None:
         """Bring the rounded copies up to date with the leaves."""
         if self._copies:
-            rounded = self._rounded()
+            found = self._rounded()
             for name, copy in self._copies.items():
-                copy.detach().copy_(rounded[name])
+                copy.detach().copy_(found[name].detach())
 
     def _hand_over(self) -> None:
         """Give the leaves the gradients of their rounded copies."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..protos.recipe import Recipe
 from ..supernet.fake_quant import quantized
 from ..supernet.precision import FLOAT_BITS
+from ..supernet.randomness import stream
 from ..supernet.space import Arch, Space
 from .allocator import keep_freed_memory
 from .batches import steps
@@ -58,7 +59,10 @@ def train(task: LocalTask, values: dict[str, Tensor], x: Floats, y: Labels) -> T
     local.freeze(task.frozen)
     students = Students(task.space, task.arch, recipe, task.key)
     optimizer = local_optimizer(recipe, local.trained.values(), task.lr)
+    sampled = recipe.sample_bits if task.bits == FLOAT_BITS else ()
     for step in steps(x, y, recipe, task.key):
+        if sampled:
+            local.hold(stream(*task.key, "bits", step.number).choice(sampled))
         drawn = students.of(step, partial(local.rate, step.batch))
         losses.append(local.fill(step.batch, drawn))
         optimizer.step()

@@ -37,9 +37,13 @@ class Recipe(BaseModel):
     `proximal` μ pulls to the values that were received; `clip_value` bounds each number of the
     gradient, then `clip_norm` its norm.
 
+    Precision as one more elastic dimension: with `sample_bits` every step draws a width from these, and
+    all its passes run on kernels rounded to it (32: as they are; kernels over one channel keep 8 bits, as
+    in files). What is returned are the float weights.
+
     A device that trains in few bits (`train_bits` of its profile) returns the rounded weights, the
-    only ones that it would have without floats. `return_quantized` = false has it return the float
-    weights that its training moved. Both are alike for a device of 32 bits.
+    only ones that it would have without floats, whatever `sample_bits` says. `return_quantized` = false
+    has it return the float weights that its training moved. Both are alike for a device of 32 bits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -79,6 +83,7 @@ class Recipe(BaseModel):
     combine: Literal["sum", "mean", "project"] = "sum"
     one_pass: bool = False
 
+    sample_bits: tuple[Literal[32, 8, 4], ...] = ()
     return_quantized: bool = True
 
     @model_validator(mode="after")

@@ -37,6 +37,7 @@ KEY = (0, 1, "dev-0")
 LARGEST, SMALLEST = DIGITS.largest(), DIGITS.smallest()
 MEDIUM = DIGITS.sample(random.Random(8))
 HEAD = "head.classifier.weight"
+STEM, DEPTHWISE = "stem.conv.weight", "stages.0.0.depthwise.conv.weight"
 ALONE = DataSource("fedofa.client.datasets:digits")
 
 values_of = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
@@ -255,6 +256,52 @@ def test_a_device_returns_rounded_weights_unless_the_recipe_wants_the_float_ones
     for name, value in quantized(shadow, bits).items():
         assert torch.equal(returned[name], value), name
     assert not torch.equal(shadow[HEAD], returned[HEAD])
+
+
+def test_sampling_one_width_trains_in_it_and_returns_float_weights() -> None:
+    # No kernel keeps more than 8 bits, so with that width alone it is a device of 8 bits.
+    sampled = trained(32, epochs=1, sample_bits=(8,))
+    alone = trained(8, epochs=1, return_quantized=False)
+    assert all(torch.equal(sampled[name], alone[name]) for name in alone)
+    plain, floats = trained(32, epochs=1), trained(32, epochs=1, sample_bits=(32,))
+    assert all(torch.equal(plain[name], floats[name]) for name in plain)
+
+
+def test_every_step_draws_a_width_and_kernels_over_one_channel_keep_8_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held: list[tuple[int, int, int]] = []
+    fill = LocalStep.fill
+
+    def noting(step: LocalStep, *arguments: Any) -> float:
+        loss = fill(step, *arguments)
+        stem, depthwise, head = (width_of(step._held[name]) for name in (STEM, DEPTHWISE, HEAD))
+        held.append((stem, depthwise, head))
+        return loss
+
+    monkeypatch.setattr(LocalStep, "fill", noting)
+    first, again = (trained(32, epochs=2, sample_bits=(32, 8, 4)) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert held[: len(held) // 2] == held[len(held) // 2 :]
+    assert set(held) == {(32, 32, 32), (8, 8, 8), (8, 8, 4)}
+    for widths in set(held):
+        assert 0.15 < held.count(widths) / len(held) < 0.55
+
+
+def width_of(kernel: Tensor) -> int:
+    """The least width whose levels its values are."""
+    rows = kernel.detach().flatten(1)
+    share = rows / rows.abs().amax(1, keepdim=True)
+    for bits in (4, 8):
+        steps = share * (2 ** (bits - 1) - 1)
+        if torch.allclose(steps, steps.round(), atol=1e-4):
+            return bits
+    return 32
+
+
+def test_a_device_of_few_bits_trains_in_its_own_whatever_is_sampled() -> None:
+    own, told = trained(4, epochs=1), trained(4, epochs=1, sample_bits=(32, 8))
+    assert all(torch.equal(own[name], told[name]) for name in own)
 
 
 def test_a_device_of_32_bits_returns_the_same_either_way() -> None:

@@ -122,12 +122,16 @@ def latency(
     put(predicted(probes, measurements), as_json)
 
 
+BITS = {"bits": "bits", "sampled-bits": "bits_sampled", "ladders": "bits_ladders"}
+"""Benchmarks of few bits and their modules."""
+
+
 def bench(
     name: Annotated[
         str,
         typer.Argument(
             help="static, views, merge, ..., all; or accuracy, search, robust, codec, "
-            "heterogeneity, bits, ladders, finish, personal."
+            "heterogeneity, bits, sampled-bits, ladders, finish, personal."
         ),
     ] = "all",
     data: Annotated[str, typer.Option(help="accuracy: fashion, cifar10, har.")] = "fashion",
@@ -153,9 +157,8 @@ def bench(
     if name in ("robust", "codec", "heterogeneity"):
         import_module("fedofa.benchmarks.fleet_trials").command(name, seeds, jobs, results)
         return
-    if name in ("bits", "ladders"):
-        module = {"bits": "bits", "ladders": "bits_ladders"}[name]
-        import_module(f"fedofa.benchmarks.{module}").command(results)
+    if name in BITS:
+        import_module(f"fedofa.benchmarks.{BITS[name]}").command(results)
         return
     if name in ("finish", "personal"):
         import_module(f"fedofa.benchmarks.{name}").command(results, seeds)
