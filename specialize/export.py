@@ -1,6 +1,7 @@
 """Exporting one subnet: float files, then quantized files, each step in a process of its own."""
 
 import contextlib
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,6 +25,9 @@ from .equalize import equalized
 from .fork_server import Call
 from .placing import trainable_of
 from .quantizing import ROUNDED, FewBits, input_range, quantize, quantize_few
+
+IMPORTED_BY_CALLS = ("torch.export._trace", "scipy.cluster.vq", "sympy.tensor.tensor")
+"""What converters import when they are first called, by hundreds of modules: each call would anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,10 @@ def preload() -> None:
         import onnx  # noqa: F401
         import onnxscript.optimizer  # noqa: F401
         from onnxscript.function_libs.torch_lib import ops  # noqa: F401
+
+        for name in IMPORTED_BY_CALLS:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
 
 
 def module_of(subnet: Subnet) -> torch.nn.Module:
