@@ -55,7 +55,7 @@ def _row(result: Specialized) -> dict[str, object]:
         },
         # Files are measured by themselves, after the search: another exchange, other replies.
         "validation_examples": {"pytorch": best.measured.examples, **counted},
-        "latency_ms": latency_ms(result.choice, result.figures),
+        "latency_ms": latency_ms(result.choice.predicted_ms, result.figures),
         **result.choice.to_row(),
         "adjustment": {"temperature": adjusted.temperature, "shift": list(adjusted.shift)},
         "calibration": calibration(result.figures),
@@ -63,7 +63,7 @@ def _row(result: Specialized) -> dict[str, object]:
 
 
 def latency_ms(
-    choice: Choice, figures: Mapping[FileKind, FileMeasured]
+    predicted_ms: Mapping[FileKind, float], figures: Mapping[FileKind, FileMeasured]
 ) -> dict[str, dict[str, float | int | None]]:
     """Each file's latency, milliseconds: as predicted, and as the class's own devices measured it.
 
@@ -72,7 +72,7 @@ def latency_ms(
     found: dict[str, dict[str, float | int | None]] = {}
     for kind, figure in figures.items():
         mine = [1e3 * seconds for seconds in figure.latency_s.values()]
-        predicted = choice.predicted_ms.get(kind)
+        predicted = predicted_ms.get(kind)
         if mine or predicted is not None:
             found[str(kind)] = {
                 "predicted": predicted,

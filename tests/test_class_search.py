@@ -225,7 +225,7 @@ def test_measured_latencies_stand_beside_the_predicted_one() -> None:
         "onnx_int8": FileMeasured(some, some, 1, 0.1),
     }
     nobody = {"median": None, "slowest": None, "devices": 0}
-    assert latency_ms(found, figures) == {
+    assert latency_ms(found.predicted_ms, figures) == {
         "tflite_int8": {"predicted": 2.5, "median": 2.0, "slowest": 4.0, "devices": 3},
         "onnx_int8": {"predicted": 9.0, **nobody},
     }

@@ -159,6 +159,9 @@ def test_a_better_model_is_published_with_its_lineage_and_the_run_keeps_its_byte
     assert lineage.gain == found["gain"]
     assert manifest.metrics["validation_accuracy.pytorch"] == found["after"]
     assert Manifest.from_json(Path(found["manifest"]).read_bytes()) == manifest
+    # Timed by the two devices of the class; without a bound nothing is predicted.
+    assert found["latency_ms"].keys() == {"onnx_int8", "onnx_fp32"}
+    assert {(t["predicted"], t["devices"]) for t in found["latency_ms"].values()} == {(None, 2)}
     told = verdict(site.folder, None, None)
     assert told["ok"]
     (compared_,) = site.events("compared")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...protos import durable
 from ...protos.depot import STABLE
-from ...protos.manifest import Finished, Manifest
+from ...protos.manifest import FileKind, Finished, Manifest
 from ...specialize.export import preload
 from ...specialize.fork_server import ForkServer
 from ...supernet.axes import Weights
@@ -34,6 +34,7 @@ from ..model_folders import MODELS, ModelFolders
 from ..production import STEPS, Production
 from ..recording import Scribe, published
 from ..registry import Registry
+from ..specialized import latency_ms
 from ..strategy import SupernetStrategy
 from ..training import Training
 from .compared import Compared
@@ -129,10 +130,12 @@ class _Finishing:
         SupernetStrategy(training, self._roll, self._roll.exchange, log).start(
             self._roll.exchange.grid
         )
-        compared, made = self._published(training.weights, before)
-        manifest, path = (made.manifest, made.path) if made else (None, None)
+        compared, made, predicted_ms = self._published(training.weights, before)
         rows = compared.to_row(), devices.to_row()
-        return self._outcome(*rows, manifest, path, training), [manifest] if manifest else []
+        if made is None:
+            return self._outcome(*rows, None, None, training), []
+        outcome = self._outcome(*rows, made.manifest, made.path, training)
+        return {**outcome, "latency_ms": latency_ms(predicted_ms, made.figures)}, [made.manifest]
 
     def _recovered(self, training: Training, manifest: Manifest) -> dict[str, Any]:
         """What came of it, where the model was published before it was cut off."""
@@ -154,8 +157,10 @@ class _Finishing:
             raise RunError(f"finish {name}: its subnet breaks a bound: {', '.join(reasons)}")
         return found[name]
 
-    def _published(self, after: Weights, before: Weights) -> tuple[Compared, Made | None]:
-        """What training came to; the published model where that is better."""
+    def _published(
+        self, after: Weights, before: Weights
+    ) -> tuple[Compared, Made | None, Mapping[FileKind, float]]:
+        """What training came to; the published model where that is better; its latency as predicted."""
         self._tell(MEASURING)
         fleet = self._roll.fleet()
         bounds, exchange = self._bounds(fleet), self._roll.exchange
@@ -173,7 +178,7 @@ class _Finishing:
         compared = Compared(paired)
         self._log("compared", device_class=self._start.device_class, **compared.to_row())
         if not compared.better:
-            return compared, None
+            return compared, None, {}
         chosen = Chosen(
             self._start.device_class,
             self._target,
@@ -182,10 +187,12 @@ class _Finishing:
             paired.second,
             self._config.export.formats,
             finished=self._lineage(compared),
+            timed_by=fleet.names_of_class(self._start.device_class),
             int4=self._config.export.int4,
             file_bits=self._config.classes[self._start.device_class].file_bits,
         )
-        return compared, self._made(chosen, evaluator, fleet)
+        made = self._made(chosen, evaluator, fleet)
+        return compared, made, bounds.predicted_ms(self._target)
 
     def _made(self, chosen: Chosen, evaluator: FederatedEvaluator, fleet: Fleet) -> Made:
         folders = self._folders
