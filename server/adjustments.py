@@ -12,10 +12,10 @@ from ..protos.calibration import TEMPERATURES, best_temperature, prior_shift
 from ..protos.subnets import Statistics
 from ..specialize.adjust import Adjustment
 from ..supernet.errors import RunError, UsageError
-from .config import ExportConfig
 from .evaluation import FederatedEvaluator, Target
 from .events import EventLog
 from .fleet import Fleet
+from .specialize_config import ExportConfig
 
 
 class Adjustments:

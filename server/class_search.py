@@ -27,9 +27,10 @@ from ..supernet.randomness import stream
 from ..supernet.space import Arch, Space
 from .class_budgets import ClassBudget
 from .class_choice import Candidate, Choice
-from .config import RunConfig, SearchConfig
+from .config import RunConfig
 from .evaluation import FederatedEvaluator, Target
 from .figures import Measured
+from .specialize_config import SearchConfig
 
 _Found = dict[Arch, tuple[Measured, Statistics]]
 

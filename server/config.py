@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     BaseModel,
@@ -14,12 +14,7 @@ from pydantic import (
     field_validator,
 )
 
-from ..protos.manifest import INT4S, FileKind
 from ..protos.recipe import Recipe
-from ..specialize.estimators import Estimator
-from ..specialize.filesize import largest_bytes
-from ..specialize.scheme import NARROW, WIDE
-from ..supernet.cost import Budget
 from ..supernet.errors import UsageError
 from ..supernet.families.catalogue import PRESETS, preset, space_from_dict
 from ..supernet.space import Space
@@ -39,8 +34,7 @@ from .reputation import ReputationConfig
 from .round_config import RoundConfig
 from .samplers.catalogue import SamplerConfig
 from .sharing import ShareConfig
-
-SHARES_TOLERANCE = 1e-3
+from .specialize_config import ClassConfig, ExportConfig, SearchConfig
 
 # It becomes part of file names and of devices' profiles.
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -48,106 +42,6 @@ ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ClassConfig(_Section):
-    """One device class: upper bounds on its subnet; what is left out is not bounded.
-
-    `latency_ms` is of the file `kind`, on the slowest of the class's devices that measured probes
-    (`[search] probes`). `file_bytes` is of the int8 files, or where `kind` is one of 4-bit weights, of those.
-    """
-
-    macs: int | None = Field(None, gt=0)
-    params: int | None = Field(None, gt=0)
-    train_memory_bytes: int | None = Field(None, gt=0)
-    peak_activation_bytes: int | None = Field(None, gt=0)
-    file_bytes: int | None = Field(None, gt=0)
-    latency_ms: float | None = Field(None, gt=0)
-    kind: FileKind = "tflite_int8"
-
-    @property
-    def file_bits(self) -> int:
-        """The width of the weights in the files that `file_bytes` is about."""
-        return NARROW if self.kind in INT4S.values() else WIDE
-
-    def budget(self) -> Budget:
-        """The bounds as a budget."""
-        return Budget(**self.model_dump(exclude={"kind"}))
-
-
-class SearchConfig(_Section):
-    """Search: how each class's best subnet is looked for (docs/search.md).
-
-    `samples` subnets, shared out to the classes, and `finalists` more for each class are measured
-    on the devices by `method`, `finalists` of a class at a time. The last of them, the largest that
-    fits and `random_baseline` random ones that fit are measured together. `predicted` looks at
-    `generations` of a `population` on its `predictor`'s word. `probes` is the folder of the probes that
-    devices measured (`fedofa probes`); bounds on latency need it.
-    """
-
-    method: Literal[
-        "mutation",
-        "predicted",
-        "evolution",
-        "linas",
-        "policy",
-        "bandit",
-        "soft",
-        "preselect",
-        "random",
-    ] = "mutation"
-    predictor: Literal["linear", "trees", "gaussian", "network"] = "linear"
-    probes: str | None = None
-    samples: int = Field(24, ge=8)
-    population: int = Field(64, ge=4)
-    generations: int = Field(20, ge=1)
-    mutation: float = Field(0.15, gt=0, le=1)
-    finalists: int = Field(3, ge=1)
-    random_baseline: int = Field(3, ge=1)
-    batch_size: int = Field(64, ge=2)
-
-
-class ExportConfig(_Section):
-    """Export: which formats, how they are quantized, and what an exported file may lose.
-
-    `temperature` and `prior` (`equal`, or a share for each class) are folded into the last layer.
-    `calibration` adds a report of what confidences are worth, as a temperature or a prior does.
-    `trainable` publishes float values too, from which devices train a model of their own. `int4` makes
-    files of 4-bit weights too, in which layers keep 8 bits as far as all weights together have
-    `int4_bytes` of their bytes in int8: those that lose most otherwise.
-    """
-
-    formats: tuple[Literal["tflite", "onnx"], ...] = Field(("tflite", "onnx"), min_length=1)
-    calibration_examples: int = Field(256, ge=2)
-    max_accuracy_drop: float = Field(0.05, ge=0, le=1)
-    max_float_difference: float = Field(1e-3, gt=0)
-    int4: bool = False
-    int4_bytes: float | None = Field(None, gt=0.5, lt=1)
-    ranges: Estimator = "minmax"
-    equalize: bool = False
-    temperature: bool = False
-    prior: Literal["equal"] | tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
-    calibration: bool = False
-    trainable: bool = True
-
-    @field_validator("formats")
-    @classmethod
-    def _formats_are_distinct(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(formats)) != len(formats):
-            raise ValueError(f"{', '.join(formats)}: one stands twice")
-        return formats
-
-    @field_validator("prior")
-    @classmethod
-    def _shares_add_up(cls, prior: object) -> object:
-        if isinstance(prior, tuple) and not abs(sum(prior) - 1) < SHARES_TOLERANCE:
-            raise ValueError(f"the shares must add up to 1, these to {sum(prior):g}")
-        return prior
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether files are to give other logits than their subnets."""
-        return self.temperature or self.prior is not None
 
 
 class SimulationConfig(_Section):
@@ -238,18 +132,7 @@ class RunConfig(_Section):
             secure_demands.check(self, self.secure)
         for name, bounds in self.classes.items():
             require_fit(space, bounds.budget(), self.recipe.batch_size, f"classes.{name}")
-            if bounds.file_bits == NARROW and not self.export.int4:
-                raise UsageError(
-                    f"classes.{name}: kind = {bounds.kind}, and no such file is made; set "
-                    "export.int4 = true"
-                )
-            plans, bits = space.layers(space.smallest()), bounds.file_bits
-            size_bytes = largest_bytes(self.export.formats, plans, bits)
-            if bounds.file_bytes is not None and size_bytes > bounds.file_bytes:
-                raise UsageError(
-                    f"classes.{name}: file_bytes = {bounds.file_bytes}; the smallest subnet's int{bits} "
-                    f"file has about {size_bytes}. Raise the bound or choose a smaller space"
-                )
+            bounds.check(f"classes.{name}", self.export, space)
 
 
 def read_config(path: Path) -> RunConfig:

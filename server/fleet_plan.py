@@ -23,13 +23,14 @@ from ..supernet.space import Arch, Space
 from ..supernet.weights import digest
 from . import measured_sizes
 from .branches.trained import Trained
-from .config import ExportConfig, RunConfig
+from .config import RunConfig
 from .fleet_demands import Wanted, wanted
 from .fleet_file import FleetFile, Rejected, read_fleet
 from .fleet_reasons import reason_of, unserved_reason
 from .latencies import read_probe_set
 from .measured_subnets import MORE, samples
 from .recording import environment
+from .specialize_config import ExportConfig
 
 FOLDER = "fleets"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"

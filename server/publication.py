@@ -18,8 +18,9 @@ from ..supernet.errors import ExportError
 from ..supernet.randomness import array_stream
 from ..supernet.space import Space, plain
 from .chosen import Chosen, Work
-from .config import ExportConfig, RunConfig
+from .config import RunConfig
 from .figures import FileMeasured
+from .specialize_config import ExportConfig
 
 Figures = Mapping[FileKind, FileMeasured]
 

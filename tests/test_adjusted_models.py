@@ -18,10 +18,10 @@ from fedofa.protos.messages import EvaluateReply, MessageError, RangesReply, Ver
 from fedofa.protos.observing import observe_histograms
 from fedofa.protos.subnets import flat_statistics
 from fedofa.server import figures
-from fedofa.server.config import ExportConfig
 from fedofa.server.evaluation import FederatedEvaluator, FloatFile, Target
 from fedofa.server.figures import FileMeasured, Measured
 from fedofa.server.specialization import Specialization
+from fedofa.server.specialize_config import ExportConfig
 from fedofa.specialize.estimators import merged
 from fedofa.specialize.export import Subnet, export_floats, module_of
 from fedofa.supernet.axes import regions

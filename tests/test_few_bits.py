@@ -284,6 +284,10 @@ def test_a_class_of_a_kind_that_is_not_made_is_refused_with_what_to_set() -> Non
     with pytest.raises(UsageError, match=r"classes\.any: kind = tflite_int4.*export\.int4 = true"):
         small_config(classes=classes)
     small_config(classes=classes, export={"int4": True})
+    with pytest.raises(
+        UsageError, match=r"classes\.any: kind = tflite_int4.*formats = onnx; add tfl"
+    ):
+        small_config(classes=classes, export={"int4": True, "formats": ["onnx"]})
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from fedofa.protos.device import DataSource
 from fedofa.protos.manifest import FILE_NAMES, Manifest
 from fedofa.server import specialization
 from fedofa.server.class_budgets import class_budgets
-from fedofa.server.config import ExportConfig
 from fedofa.server.figures import FileMeasured, Measured
 from fedofa.server.fleet import Fleet
 from fedofa.server.model_folders import ModelFolders
 from fedofa.server.publication import check_figures
 from fedofa.server.specialization import Specialization
+from fedofa.server.specialize_config import ExportConfig
 from fedofa.specialize import export
 from fedofa.supernet.errors import ExportError, RunError, UsageError
 from fleets import SPEEDS, Run, grid_of, small_config, small_fleet
