@@ -30,9 +30,9 @@ from fedofa.server.tables import table
 from fedofa.specialize import onnx_export, onnx_quantize, tflite
 from fedofa.specialize.equalize import equalized
 from fedofa.specialize.estimators import Estimator, estimated
-from fedofa.specialize.few_bits import narrow
 from fedofa.specialize.quantizing import ROUNDED, FewBits, file_entry, quantize_few
 from fedofa.specialize.scheme import INT8, QuantScheme
+from fedofa.supernet.called_layers import narrow
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.fake_quant import quantized

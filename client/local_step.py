@@ -8,8 +8,9 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from ..protos.recipe import Recipe
 from ..supernet.batch import Batch
+from ..supernet.called_layers import narrow
 from ..supernet.cost import cost
-from ..supernet.fake_quant import is_rounded, least_bits, quantized, rounded
+from ..supernet.fake_quant import quantized, rounded
 from ..supernet.losses.alpha_divergence import adaptive_divergence
 from ..supernet.losses.cross_entropy import cross_entropy
 from ..supernet.losses.distillation import distillation
@@ -48,6 +49,7 @@ class LocalStep:
         self.macs = 0
         self._space, self._assigned, self._recipe, self._bits = space, assigned, recipe, bits
         self._sampled = bool(recipe.sample_bits) and bits == FLOAT_BITS
+        self._least = narrow(space, assigned) if self._sampled else {}
         if self._sampled:
             self._bits = min(recipe.sample_bits)
         # With 32 bits the leaves themselves: nothing is copied, and no step does more than before.
@@ -175,10 +177,7 @@ class LocalStep:
     def _rounded(self) -> Mapping[str, Tensor]:
         if not self._sampled:
             return quantized(self.leaves, self._bits)
-        kernels = {n: leaf.shape for n, leaf in self.leaves.items() if is_rounded(leaf)}
-        return rounded(
-            self.leaves, {n: max(self._bits, least_bits(shape)) for n, shape in kernels.items()}
-        )
+        return rounded(self.leaves, {n: max(self._bits, b) for n, b in self._least.items()})
 
     def _round(self) -> None:
         """Bring the rounded copies up to date with the leaves."""

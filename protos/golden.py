@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 GOLDEN_MARGIN, GOLDEN_FLOOR = 2.0, 1e-4
 
 
+LEAST_STEPS = 2
+"""What a file that ends in integers may be off by: another processor may round otherwise."""
+
+
 def allowed(output: NDArray[np.float32], reference: NDArray[np.float32], told: float) -> float:
     """What was seen here or on devices, twice.
 

@@ -25,6 +25,7 @@ __all__ = [
     "first_available_kind",
     "open_model",
     "quantized",
+    "runtimes_of",
 ]
 
 Floats = NDArray[np.float32]
@@ -50,7 +51,7 @@ class InferenceModel(Protocol):
 def available_kinds() -> tuple[FileKind, ...]:
     """Kinds of file that an installed runtime can run, the preferred first."""
     installed = available_runtimes()
-    return tuple(kind for kind in PREFERENCE if set(_runtimes(kind)) & set(installed))
+    return tuple(kind for kind in PREFERENCE if set(runtimes_of(kind)) & set(installed))
 
 
 def first_available_kind(manifest: Manifest, preferred: FileKind | None = None) -> FileKind:
@@ -167,5 +168,8 @@ def dequantized(y: NDArray[Any], spec: TensorSpec) -> Floats:
     return real
 
 
-def _runtimes(kind: FileKind) -> tuple[str, ...]:
+def runtimes_of(kind: FileKind) -> tuple[str, ...]:
+    """The packages that can run a kind of file."""
+    if kind == "tflite_int4":
+        return (LITERT,)  # tflite-runtime 2.14 has no kernels for 4-bit weights
     return (LITERT, TFLITE) if kind.startswith("tflite") else (ONNX,)

@@ -1,17 +1,17 @@
 """A subnet on its way to a published model: what was chosen, what is known of it, what was made."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..protos.inference import Ranges
 from ..protos.manifest import INT4S, BareFile, FileEntry, FileKind, Finished, Manifest
 from ..protos.subnets import Statistics
 from ..specialize.adjust import Adjustment
-from ..specialize.export import FloatExport, Subnet, float_calls, together
+from ..specialize.export import Completed, Subnet, complete, complete_few, float_calls
 from ..specialize.fork_server import Call
 from ..specialize.quantizing import ROUNDED, FewBits
-from ..specialize.scheme import WIDE
 from ..supernet.cost import Budget
 from ..supernet.space import Arch
 from .figures import FileMeasured, Measured
@@ -25,7 +25,7 @@ class Chosen:
     are asked about it. Files of `formats` are made, of 4 bits too where `int4` says so, and those of
     `kinds` published (None: all).
     `finished`: that it was trained further after the search. `timed_by`: the devices that are to
-    time its files. `file_bits`: the width of the files that the budget's bound on size is about.
+    time its files. `kind` is the file that the budget's bounds on latency and size are about.
     """
 
     name: str
@@ -38,22 +38,29 @@ class Chosen:
     finished: Finished | None = None
     timed_by: Collection[str] = ()
     int4: bool = False
-    file_bits: int = WIDE
+    kind: FileKind = "tflite_int8"
 
     @property
     def only_int4(self) -> bool:
         """Whether no other file of it is wanted."""
         return self.kinds is not None and set(self.kinds) <= set(INT4S.values())
 
+    @property
+    def needs_int4(self) -> bool:
+        """Whether it is no model without its file of 4 bits."""
+        return self.kind in INT4S.values()
+
 
 @dataclass(slots=True)
 class Rounded:
     """The subnet that files of 4 bits are made of, its norm statistics those of rounded kernels.
 
-    `widths`, where they are not all as narrow as can be: see `FewBits`.
+    `kernels` are the bits of each by name; `widths`, where they are not all as narrow as can be: see
+    `FewBits`.
     """
 
     subnet: Subnet
+    kernels: Mapping[str, int]
     widths: tuple[tuple[int, int], ...] = ()
     observable: Mapping[str, bytes] = field(default_factory=dict)
     ranges: dict[str, Ranges] = field(default_factory=dict)
@@ -87,40 +94,33 @@ class Work:
     figures: dict[FileKind, FileMeasured] = field(default_factory=dict)
 
     @property
-    def parts(self) -> "tuple[Work | Rounded, ...]":
+    def parts(self) -> "tuple[Part, ...]":
         """What float files are made of: the subnet, and the one with rounded kernels."""
-        return (self,) if self.rounded is None else (self, self.rounded)
+        own: tuple[Part, ...] = () if self.chosen.only_int4 else (self,)
+        return own if self.rounded is None else (*own, self.rounded)
 
-    @property
-    def few_bits(self) -> FewBits | None:
-        """What files of 4 bits are made with, where there are to be any."""
-        return None if self.rounded is None else FewBits(self.rounded.ranges, self.rounded.widths)
+    def float_calls(self, part: "Part") -> list[Call]:
+        """What makes a part's float files, a call a format."""
+        folder = self.folder if part is self else self.folder / ROUNDED
+        return float_calls(part.subnet, self.chosen.formats, folder)
 
-    def float_calls(self) -> list[Call]:
-        """The subnet's float files, then those of the one with rounded kernels."""
-        formats, found = self.chosen.formats, list[Call]()
-        if not self.chosen.only_int4:
-            found += float_calls(self.subnet, formats, self.folder)
-        if self.rounded is not None:
-            found += float_calls(self.rounded.subnet, formats, self.folder / ROUNDED)
-        return found
+    def quantize_call(self, part: "Part", *, trainable: bool) -> Call:
+        """What makes a part's quantized files of what was observed."""
+        if isinstance(part, Rounded):
+            return Call(complete_few, (self.folder, FewBits(part.ranges, part.widths)))
+        finish = partial(complete, trainable=trainable)
+        return Call(finish, (self.subnet, self.folder, self.ranges))
 
-    def exported(self, results: Sequence[FloatExport]) -> None:
-        """Take what these calls gave."""
-        self.input_shape = results[0].input_shape
-        own = 0 if self.chosen.only_int4 else len(self.chosen.formats)
-        if own:
-            self.observable = together(results[:own]).observable
-        if self.rounded is not None:
-            self.rounded.observable = together(results[own:]).observable
-
-    def keep(self, entries: Sequence[FileEntry]) -> None:
+    def keep(self, completed: Completed) -> None:
         """Take the files that are to be published; the others are removed."""
         kinds = self.chosen.kinds
-        self.entries = [e for e in entries if kinds is None or e.kind in kinds]
-        for entry in entries:
-            if entry not in self.entries:
+        for entry in completed.entries:
+            if kinds is None or entry.kind in kinds:
+                self.entries.append(entry)
+            else:
                 (self.folder / entry.name).unlink()
+        self.input_range = completed.input_range
+        self.trainable = completed.trainable or self.trainable
 
     def remove(self, kind: FileKind) -> None:
         """A verified file is not to be published after all."""
@@ -128,3 +128,6 @@ class Work:
         (self.folder / entry.name).unlink()
         self.entries.remove(entry)
         del self.figures[kind]
+
+
+Part = Work | Rounded

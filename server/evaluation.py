@@ -14,7 +14,7 @@ import numpy as np
 
 from ..protos.flower import Values
 from ..protos.histograms import Histogram
-from ..protos.inference import Ranges
+from ..protos.inference import Ranges, runtimes_of
 from ..protos.manifest import FileEntry, FileKind
 from ..protos.messages import (
     Body,
@@ -296,9 +296,17 @@ class FederatedEvaluator:
 
     def verify(
         self, exports: Sequence[Exported], *, calibration: bool = False
-    ) -> dict[int, list[FileMeasured]]:
-        """Each export's files against its subnet in PyTorch, on the validation examples."""
-        plan = self.survey.plan(_budgets(exports), _validation)
+    ) -> dict[int, dict[FileKind, FileMeasured]]:
+        """Each export's files against its subnet in PyTorch, on the validation examples.
+
+        A device is asked about the files that it has a runtime for; one that nobody could run is absent.
+        """
+        whole = self.survey.plan(_budgets(exports), _validation)
+        plan = {
+            name: some
+            for name, places in whole.items()
+            if (some := [at for at in places if self._runnable(name, exports[at])])
+        }
         weights = self.survey.weights(_validation)
         macs = self._macs([export.arch for export in exports])
 
@@ -311,9 +319,13 @@ class FederatedEvaluator:
 
         def read(
             member: Member, body: VerifyReply, _values: Values | None
-        ) -> list[list[FileMeasured]]:
+        ) -> list[dict[FileKind, FileMeasured]]:
             places = plan[member.name]
-            counts = [len(exports[place].files) for place in places]
+            kinds = [
+                [entry.kind for entry, _ in self._runnable(member.name, exports[place])]
+                for place in places
+            ]
+            counts = [len(mine) for mine in kinds]
             stated, weight = member.profile.validation_examples, weights[member.name]
             verdicts = figures.read_verdicts(body, counts, stated)
             found = [
@@ -322,30 +334,39 @@ class FederatedEvaluator:
                 else parts
                 for place, parts, verdict in zip(places, verdicts, body.verdicts, strict=True)
             ]
-            return [[figures.lighter_file(part, weight) for part in parts] for parts in found]
+            lighter = [[figures.lighter_file(part, weight) for part in parts] for parts in found]
+            return [
+                dict(zip(mine, parts, strict=True))
+                for mine, parts in zip(kinds, lighter, strict=True)
+            ]
 
-        found: dict[int, list[FileMeasured]] = {}
+        found: dict[int, dict[FileKind, FileMeasured]] = {}
         # The subnet itself runs beside each of its files.
         each = {place: macs[place] * (1 + len(e.files)) for place, e in enumerate(exports)}
         work = Work(each, _validation)
         for place, mine in self.survey.ask(plan, requests(), VerifyReply, read, work):
-            before = found.get(place)
-            found[place] = [a + b for a, b in zip(before, mine, strict=True)] if before else mine
+            known = found.setdefault(place, {})
+            for kind, part in mine.items():
+                known[kind] = known[kind] + part if kind in known else part
         return found
 
+    def _runnable(self, device: str, export: Exported) -> list[tuple[FileEntry, bytes]]:
+        runtimes = set(self._fleet.members[device].profile.runtimes)
+        return [one for one in export.files if runtimes & set(runtimes_of(one[0].kind))]
+
     def _verify_item(self, export: Exported, device: str) -> tuple[VerifyItem, bytes]:
+        files = self._runnable(device, export)
         weights = gather(self._weights, regions(self._space, export.arch))
         values = np.concatenate([weights, flat_statistics(export.statistics)])
-        entries = tuple(entry for entry, _ in export.files)
         item = VerifyItem(
             arch=dict(export.arch),
             values=len(values),
-            files=entries,
+            files=tuple(entry for entry, _ in files),
             temperature=export.adjustment.temperature,
             shift=export.adjustment.shift,
             timed=device in export.timed_by,
         )
-        return item, values.tobytes() + b"".join(content for _, content in export.files)
+        return item, values.tobytes() + b"".join(content for _, content in files)
 
     def _packed(
         self, name: str, targets: Sequence[Target], statistics: Sequence[Statistics] | None = None

@@ -31,6 +31,8 @@ def fingerprint(config: RunConfig, space: Space) -> dict[str, object]:
     """These parts, as JSON values."""
     dump = config.model_dump(mode="json")
     parts = {key: dump[key] for key in FINGERPRINT}
+    if not config.recipe.sample_bits:  # as checkpoints were before there were any
+        del parts["recipe"]["sample_bits"]
     names = ["max_update_ratio", "max_examples_ratio", "max_weight_share"]
     # Where the end is part of what decides the weights, it is part of the fingerprint.
     server = config.server

@@ -157,7 +157,7 @@ class Delivery:
             kind = artifacts[at].kind
             yield Chosen(
                 name, archs[place], targets[place].budget, statistics[place], measured[place],
-                (kind.partition("_")[0],), (kind,), int4=kind in INT4S.values(),
+                (kind.partition("_")[0],), (kind,), int4=kind in INT4S.values(), kind=kind,
             )  # fmt: skip
 
     def _held(self, arch: Arch) -> Budget:

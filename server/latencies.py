@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..protos.manifest import FileKind
+from ..protos.manifest import INT4S, FileKind
 from ..protos.probes import KindMeasured, ProbeSet, absurd, read_measurements, read_set
 from ..specialize.latency.errors import LatencyErrors, Predict, cross_validated
 from ..specialize.latency.regression import LEAST_SAMPLES, Timed, fit_regression
@@ -130,6 +130,8 @@ def class_latency(
         leave_out(device, reason)
     if not found:
         why = "; ".join(reasons[:3]) or f"none of them sent timings of {kind} files"
+        if kind in INT4S.values():
+            why += "; probes have such files where they are made with export.int4 = true"
         raise UsageError(
             f"classes.{name}.latency_ms: no device of the class can be predicted ({why}). Run "
             f"`fedofa-device profile --probes DIR --kind {kind} --out FILE` on one and name FILE in "

@@ -4,7 +4,7 @@ Who chose them does not matter here: a search for each device class, or a plan f
 fails at any step goes no further and leaves the others.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..protos.manifest import FLOATS, FileKind, Manifest
 from ..protos.subnets import flat_statistics
 from ..specialize import estimators
 from ..specialize.estimators import BINS
-from ..specialize.export import Completed, Subnet, complete
+from ..specialize.export import Completed, Subnet, together
 from ..specialize.fork_server import Call, ForkServer
 from ..specialize.ranges import agreeing, merge
 from ..supernet.axes import regions
@@ -26,14 +26,14 @@ from ..supernet.errors import ExportError, FedofaError
 from ..supernet.space import plain
 from ..supernet.weights import digest, gather
 from .adjustments import Adjustments
-from .chosen import Chosen, Made, Work
+from .chosen import Chosen, Made, Part, Rounded, Work
 from .config import RunConfig
 from .converting import converted
 from .evaluation import Exported, FederatedEvaluator, FloatFile, Target
 from .events import EventLog
 from .fleet import Fleet
 from .model_folders import ModelFolders
-from .publication import Manifests, dispensable
+from .publication import Manifests, dispensable, needed
 from .rounding import rounded_subnets
 
 Publish = Callable[[Manifest, Mapping[str, Path]], Manifest]
@@ -124,8 +124,10 @@ class Production:
             if place not in found:
                 self.fail(name, "no device verified its files; see no_answer in the event log")
                 continue
-            kinds = [entry.kind for entry in work.entries]
-            work.figures = dict(zip(kinds, found[place], strict=True))
+            work.figures = found[place]
+            if lacking := needed(work):
+                self.fail(name, f"no device that verified its files has a runtime for {lacking}")
+                continue
             for kind, reason in dispensable(work, export).items():
                 work.remove(kind)
                 self._log("file_left_out", device_class=name, kind=kind, reason=reason)
@@ -170,39 +172,61 @@ class Production:
     def _round(self) -> None:
         """Norm statistics of the subnets whose files hold rounded kernels, as these have them."""
         mine = [(name, work) for name, work in self._works.items() if work.chosen.int4]
-        found = rounded_subnets(
-            self._evaluator, [work for _, work in mine], self._config.export.int4_bytes
-        )
+        share = self._config.export.int4_bytes
+        found = rounded_subnets(self._evaluator, [work for _, work in mine], share)
         for place, (name, work) in enumerate(mine):
-            if place in found:
-                work.rounded = found[place]
-                continue
-            reason = "no device measured its rounded subnet; see no_answer in the event log"
-            if work.chosen.only_int4:
-                self.fail(name, reason)
-            else:
-                self._log("file_left_out", device_class=name, kind="int4", reason=reason)
+            work.rounded = found.get(place)
+            if work.rounded is None:
+                self._without_int4(
+                    name, "no device measured its rounded subnet; see no_answer in the event log"
+                )
+
+    def _without_int4(self, name: str, reason: object) -> None:
+        """There is no file of 4 bits: the model goes on without one, if it can."""
+        work = self._works[name]
+        work.rounded = None
+        if work.chosen.needs_int4:
+            self.fail(name, reason)
+        else:
+            self._log("file_left_out", device_class=name, kind="int4", reason=str(reason))
+
+    def _lost(self, name: str, part: Part, reason: object) -> None:
+        if isinstance(part, Rounded):
+            self._without_int4(name, reason)
+        else:
+            self.fail(name, reason)
 
     def _converted(
-        self, what: str, converters: ForkServer, calls: Callable[[Work], Sequence[Call]]
-    ) -> list[tuple[Work, list[Any]]]:
-        """What converters make of each, call by call; one of whose calls failed goes no further."""
-        asked = {name: calls(work) for name, work in self._works.items()}
+        self,
+        what: str,
+        converters: ForkServer,
+        calls: Callable[[Work, Part], Sequence[Call]],
+    ) -> Iterator[tuple[Work, Part, list[Any]]]:
+        """What converters make of each part, call by call; one of whose calls failed is left out."""
+        parts = {
+            f"{name} {place}": (name, part)
+            for name, work in self._works.items()
+            for place, part in enumerate(work.parts)
+        }
+        asked = {key: calls(self._works[name], part) for key, (name, part) in parts.items()}
 
-        def told(name: str, done: int) -> None:
+        def told(key: str, done: int) -> None:
+            name, _ = parts[key]
             self._log("converted", what=what, device_class=name, done=done, total=len(asked))
 
-        found = []
-        for name, parts in converted(converters, asked, told).items():
-            if isinstance(parts, ExportError):
-                self.fail(name, parts)
+        for key, found in converted(converters, asked, told).items():
+            name, part = parts[key]
+            if name not in self._works:  # another part of it failed
+                continue
+            if isinstance(found, ExportError):
+                self._lost(name, part, found)
             else:
-                found.append((self._works[name], parts))
-        return found
+                yield self._works[name], part, found
 
     def _export(self, converters: ForkServer) -> None:
-        for work, parts in self._converted("exporting", converters, Work.float_calls):
-            work.exported(parts)
+        for work, part, results in self._converted("exporting", converters, Work.float_calls):
+            exported = together(results)
+            work.input_shape, part.observable = exported.input_shape, exported.observable
 
     def _observe(self) -> None:
         files, owners = [], []
@@ -214,7 +238,7 @@ class Production:
                     owners.append((name, part, form))
         found, merged = self._observations(files)
         for place, (name, part, form) in enumerate(owners):
-            if name not in self._works:
+            if name not in self._works or part not in self._works[name].parts:
                 continue
             seen = agreeing(found.get(place, []))
             if ignored := len(found.get(place, [])) - len(seen):
@@ -222,7 +246,7 @@ class Production:
             try:
                 part.ranges[form] = merged(seen)
             except ExportError as error:
-                self.fail(name, error)
+                self._lost(name, part, error)
 
     def _observations(
         self, files: list[FloatFile]
@@ -235,19 +259,19 @@ class Production:
         return seen, partial(estimators.merged, estimator=export.ranges)
 
     def _quantize(self, converters: ForkServer) -> None:
-        finish = partial(complete, trainable=self._config.export.trainable)
+        trainable = self._config.export.trainable
         completed: Completed
-        for work, (completed,) in self._converted(
+        for work, _part, (completed,) in self._converted(
             "quantizing",
             converters,
-            lambda work: [Call(finish, (work.subnet, work.folder, work.ranges, work.few_bits))],
+            lambda work, part: [work.quantize_call(part, trainable=trainable)],
         ):
-            work.input_range = completed.input_range
-            work.keep(completed.entries)
-            work.trainable = completed.trainable
-            if completed.why_not:
-                name = work.chosen.name
-                self._log("not_trainable", device_class=name, reason=completed.why_not)
+            work.keep(completed)
+            why_not = completed.why_not
+            if trainable and work.chosen.only_int4:
+                why_not = "its only file has 4-bit weights, which no device trains further"
+            if why_not:
+                self._log("not_trainable", device_class=work.chosen.name, reason=why_not)
 
     def _published(self, name: str, work: Work, publish: Publish) -> Made:
         draft = self._manifests.draft(work)

@@ -7,11 +7,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..protos.golden import allowed
+from ..protos.golden import LEAST_STEPS, allowed
 from ..protos.manifest import INT4S, INTS, FileEntry, FileKind, Golden, Manifest
 from ..protos.messages import DeviceProfile
 from ..specialize.export import module_of
-from ..specialize.scheme import NARROW, WIDE
 from ..specialize.verify import outputs_in_fresh_process
 from ..supernet.cost import cost
 from ..supernet.errors import ExportError
@@ -20,6 +19,7 @@ from ..supernet.space import Space, plain
 from .chosen import Chosen, Work
 from .config import RunConfig
 from .figures import FileMeasured
+from .rounding import module_of_rounded
 from .specialize_config import ExportConfig
 
 Figures = Mapping[FileKind, FileMeasured]
@@ -73,17 +73,29 @@ class Manifests:
         x = rng.uniform(low, high, size=shape).astype(np.float32)
         with torch.no_grad():
             reference = module_of(work.subnet)(torch.from_numpy(x)).numpy()
+            part, own = work.rounded, None
+            if part is not None:
+                own = module_of_rounded(self._space, part)(torch.from_numpy(x)).numpy()
         outputs = outputs_in_fresh_process(work.folder, work.entries, x)
         tolerance: dict[FileKind, float] = {}
-        for kind, output in outputs.items():
+        references: dict[FileKind, tuple[float, ...]] = {}
+        for entry in work.entries:
+            kind, output = entry.kind, outputs[entry.kind]
             if output.shape != reference.shape:
                 raise ExportError(f"{kind}: output {output.shape}; expected {reference.shape}")
-            tolerance[kind] = allowed(output, reference, work.figures[kind].max_difference)
+            if own is not None and kind in INT4S.values():
+                references[kind] = tuple(own.ravel().tolist())
+                steps = LEAST_STEPS * (entry.outputs[0].scale or 0.0)
+                tolerance[kind] = max(allowed(output, own, 0.0), steps)
+            else:
+                told = work.figures[kind].max_difference
+                tolerance[kind] = allowed(output, reference, told)
         return Golden(
             input_shape=shape,
             input=tuple(x.ravel().tolist()),
             output=tuple(reference.ravel().tolist()),
             tolerance=tolerance,
+            outputs=references,
         )
 
 
@@ -105,21 +117,34 @@ def check_figures(figures: Figures, limits: ExportConfig) -> None:
             )
 
 
+def needed(work: Work) -> FileKind | None:
+    """A file without which there is no model, and which no device could run; None where all could."""
+    for entry in work.entries:
+        extra = entry.kind in INT4S.values() and entry.kind != work.chosen.kind
+        if entry.kind not in work.figures and not extra:
+            return entry.kind
+    return None
+
+
 def dispensable(work: Work, limits: ExportConfig) -> dict[FileKind, str]:
     """Files that the model is as good without, and why they are not to be published.
 
-    Those of 4 bits that lose too much, where there are others; where the bound on size is about files of
-    4 bits, the larger ones that it excludes.
+    Those of 4 bits that lose too much, or that no device could run; where the bounds are about a file of 4 bits, the larger ones of 8
+    that its size excludes. The file that bounds are about is never one of them.
     """
-    found = {}
+    found: dict[FileKind, str] = {
+        entry.kind: "no device that verified the files has a runtime for it"
+        for entry in work.entries
+        if entry.kind not in work.figures
+    }
     for kind, figure in work.figures.items():
-        if kind in INT4S.values() and not work.chosen.only_int4:
+        if kind in INT4S.values() and kind != work.chosen.kind:
             try:
                 check_figures({kind: figure}, limits)
             except ExportError as error:
                 found[kind] = str(error)
     bound = work.chosen.budget.file_bytes
-    if bound is not None and work.chosen.file_bits == NARROW:
+    if bound is not None and work.chosen.needs_int4:
         for entry in work.entries:
             if entry.kind in INTS.values() and entry.size_bytes > bound:
                 found[entry.kind] = f"it has {entry.size_bytes} bytes; file_bytes = {bound}"
@@ -128,7 +153,7 @@ def dispensable(work: Work, limits: ExportConfig) -> dict[FileKind, str]:
 
 def check_sizes(entries: Sequence[FileEntry], chosen: Chosen) -> None:
     """ExportError for a file above the bound: the search went by predicted sizes."""
-    bounded = INTS if chosen.file_bits == WIDE else INT4S
+    bounded = INT4S if chosen.needs_int4 else INTS
     for entry in entries:
         bound = chosen.budget.file_bytes
         if bound is not None and entry.kind in bounded.values() and entry.size_bytes > bound:

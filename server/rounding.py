@@ -5,20 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import nn
 
 from ..protos.subnets import flat_statistics
-from ..specialize.few_bits import kernels
+from ..specialize.export import module_of
 from ..specialize.filesize import largest_bytes, stated_error
 from ..specialize.mixed import Option, cheapest
 from ..specialize.scheme import NARROW, WIDE
 from ..supernet.axes import regions
-from ..supernet.fake_quant import least_bits
+from ..supernet.called_layers import kernels
+from ..supernet.fake_quant import least_bits, rounded
 from ..supernet.space import Arch, Space
-from ..supernet.weights import gather
+from ..supernet.weights import gather, shapes_of, size_of, split
 from .chosen import Chosen, Rounded, Work
 from .evaluation import FederatedEvaluator, Target
 
 Widths = Mapping[str, int]
+AT_ONCE = 16
+"""Subnets in one question to the devices, which have one deadline for it."""
 
 
 def rounded_subnets(
@@ -29,9 +33,10 @@ def rounded_subnets(
     Norm statistics are measured with the kernels as the files hold them. Folded into the layers, they
     correct what rounding shifts (as bias correction does, Nagel et al. 2019) and scales; a network
     without batch normalization is rounded plainly. With `share` of the bytes that all kernels have in
-    8 bits, those keep 8 that lose most in 4.
+    8 bits, those keep 8 that lose most in 4; not where a fleet's plan has reckoned with all in 4.
     """
-    widths = {at: _widths(evaluator, work.chosen, share) for at, work in enumerate(works)}
+    shares = [None if work.chosen.kinds else share for work in works]
+    widths = {at: _widths(evaluator, work.chosen, shares[at]) for at, work in enumerate(works)}
     told = [(at, found) for at, found in widths.items() if found is not None]
     targets = [_target(works[at].chosen, found) for at, found in told]
     statistics = evaluator.statistics(targets) if targets else {}
@@ -43,9 +48,20 @@ def rounded_subnets(
         values = np.concatenate([weights, flat_statistics(mine)])
         # Equalized kernels would be rounded in other steps than those that were measured.
         made[at] = Rounded(
-            replace(subnet, values=values, equalize=False), _places(evaluator.space, arch, found)
+            replace(subnet, values=values, equalize=False),
+            found,
+            _places(evaluator.space, arch, found),
         )
     return made
+
+
+def module_of_rounded(space: Space, part: Rounded) -> nn.Module:
+    """The subnet in PyTorch with its kernels rounded as its files hold them, its logits adjusted."""
+    shapes = shapes_of(regions(space, space.arch(part.subnet.arch)))
+    size, values = size_of(shapes), part.subnet.values
+    weights = rounded(split(values[:size].copy(), shapes), part.kernels)
+    flat = [weights[name].numpy().ravel() for name in shapes]
+    return module_of(replace(part.subnet, values=np.concatenate([*flat, values[size:]])))
 
 
 def _places(space: Space, arch: Arch, widths: Widths) -> tuple[tuple[int, int], ...]:
@@ -86,7 +102,7 @@ def _room_bytes(
 ) -> int:
     """What all kernels together may take: the share, and what a bound on the file's size leaves."""
     room = 0 if share is None else int(share * sum(counts.values()))
-    if chosen.budget.file_bytes is not None and chosen.file_bits == NARROW:
+    if chosen.budget.file_bytes is not None and chosen.needs_int4:
         plans = space.layers(arch)
         predicted = largest_bytes(chosen.formats, plans, NARROW) * (1 + stated_error(plans))
         left = chosen.budget.file_bytes - math.ceil(predicted)
@@ -103,11 +119,14 @@ def _losses(
 ) -> dict[str, float] | None:
     """What the devices' log-likelihood loses, summed, with one kernel alone in 4 bits."""
     targets = [_target(chosen, {}), *(_target(chosen, {name: NARROW}) for name in names)]
-    found = evaluator.likelihoods(targets, evaluator.statistics(targets), [1.0])
-    if len(found) < len(targets):
-        return None
-    usual = found[0][0]
-    return {name: found[at][0] - usual for at, name in enumerate(names, start=1)}
+    sums = list[float]()
+    for at in range(0, len(targets), AT_ONCE):
+        some = targets[at : at + AT_ONCE]
+        found = evaluator.likelihoods(some, evaluator.statistics(some), [1.0])
+        if len(found) < len(some):
+            return None
+        sums += [found[place][0] for place in range(len(some))]
+    return {name: one - sums[0] for name, one in zip(names, sums[1:], strict=True)}
 
 
 def _target(chosen: Chosen, widths: Widths) -> Target:

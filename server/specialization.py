@@ -98,7 +98,7 @@ class Specialization:
             self._config.export.formats,
             timed_by=self._fleet.names_of_class(choice.device_class),
             int4=self._config.export.int4,
-            file_bits=self._config.classes[choice.device_class].file_bits,
+            kind=self._config.classes[choice.device_class].kind,
         )
 
     def _tell(self, what: str) -> None:

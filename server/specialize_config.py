@@ -1,8 +1,8 @@
 """What a run's configuration says of its device classes, their search, and the files that are made."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..protos.manifest import INT4S, FileKind
 from ..specialize.estimators import Estimator
@@ -42,7 +42,8 @@ class ClassConfig(_Section):
     def check(self, field: str, export: "ExportConfig", space: Space) -> None:
         """UsageError, beginning with the field, where no file that is made keeps the bounds."""
         form = self.kind.partition("_")[0]
-        if "kind" in self.model_fields_set and form not in export.formats:
+        matters = self.latency_ms is not None or self.file_bits == NARROW
+        if matters and form not in export.formats:
             raise UsageError(
                 f"{field}: kind = {self.kind}, and export.formats = {', '.join(export.formats)}; add "
                 f"{form} there, or choose another kind"
@@ -131,6 +132,14 @@ class ExportConfig(_Section):
         if isinstance(prior, tuple) and not abs(sum(prior) - 1) < SHARES_TOLERANCE:
             raise ValueError(f"the shares must add up to 1, these to {sum(prior):g}")
         return prior
+
+    @model_validator(mode="after")
+    def _bytes_are_of_something(self) -> Self:
+        if self.int4_bytes is not None and not self.int4:
+            raise ValueError(
+                "int4_bytes is of files of 4-bit weights; set int4 = true, or leave it out"
+            )
+        return self
 
     @property
     def adjusts(self) -> bool:

@@ -130,35 +130,32 @@ def together(parts: Sequence[FloatExport]) -> FloatExport:
 
 
 def complete(
-    subnet: Subnet,
-    folder: Path,
-    ranges: Mapping[str, Ranges],
-    few: FewBits | None = None,
-    *,
-    trainable: bool = True,
+    subnet: Subnet, folder: Path, ranges: Mapping[str, Ranges], *, trainable: bool = True
 ) -> Completed:
-    """`quantize`, `quantize_few` where `few` is given, and a file to train the subnet further from.
+    """`quantize`, and write beside the files what a device needs to train the subnet further.
 
-    A network for which the latter fails is a model all the same, without it; so is one whose files are
-    only those of few bits, which cannot be written into.
+    A network for which that fails is a model all the same, without it.
     """
-    source, seen = (folder, ranges) if few is None or ranges else (folder / ROUNDED, few.ranges)
-    span = input_range(source, seen)
-    entries = quantize(folder, ranges)
-    extra = [] if few is None else quantize_few(folder, few)
-    if not trainable or not entries:
-        return Completed(entries + extra, span)
+    span, entries = input_range(folder, ranges), quantize(folder, ranges)
+    if not trainable:
+        return Completed(entries, span)
     try:
         content = trainable_of(_ready(subnet), entries, folder).to_bytes()
     except Exception as error:  # noqa: BLE001 - told, and the files are as good without
         said = " ".join(str(error).split())
         told = f"{type(error).__name__}: {said[:300]}"
-        return Completed(entries + extra, span, why_not=told)
+        return Completed(entries, span, why_not=told)
     (folder / TRAINABLE_NAME).write_bytes(content)
     bare = BareFile(
         name=TRAINABLE_NAME, size_bytes=len(content), sha256=sha256(content).hexdigest()
     )
-    return Completed(entries + extra, span, bare)
+    return Completed(entries, span, bare)
+
+
+def complete_few(folder: Path, few: FewBits) -> Completed:
+    """`quantize_few`; such files cannot be trained further."""
+    span = input_range(folder / ROUNDED, few.ranges)
+    return Completed(quantize_few(folder, few), span)
 
 
 def _ready(subnet: Subnet) -> torch.nn.Module:

@@ -3,7 +3,8 @@
 Every layer's cost at a width is measured once, the others as they are; costs add up, which is the
 usual assumption (HAWQ, Dong et al. 2019; AdaQuant, Hubara et al. 2021). Under it the choice is a
 knapsack, whose fronts are exact: layer after layer, of all sums of bytes and cost those are kept
-that no other beats in both. Bytes are whole, so the fronts stay small; no solver is needed.
+that no other beats in both. Bytes are whole, which bounds the fronts; no solver is needed. 90 layers of a network
+of ImageNet size take some seconds.
 """
 
 from collections.abc import Callable, Mapping, Sequence

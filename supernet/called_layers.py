@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from .fake_quant import least_bits
+from .space import Arch, Space
+
 WeightLayer = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
@@ -22,3 +25,15 @@ def called_layers(module: nn.Module, example: Tensor) -> dict[str, WeightLayer]:
     for hook in hooks:
         hook.remove()
     return called
+
+
+def kernels(space: Space, arch: Arch) -> dict[str, WeightLayer]:
+    """Each kernel's name and its layer, in the order in which the architecture runs them."""
+    example = torch.zeros(1, *space.input_shape(arch))
+    found = called_layers(space.build(arch).eval(), example)
+    return {f"{name}.weight": layer for name, layer in found.items()}
+
+
+def narrow(space: Space, arch: Arch) -> dict[str, int]:
+    """Each kernel as narrow as a file of 4 bits holds it: what `fake_quant.rounded` is to round."""
+    return {n: least_bits(tuple(k.weight.shape)) for n, k in kernels(space, arch).items()}

@@ -22,9 +22,9 @@ from fedofa.server.jobs import Job
 from fedofa.server.optimizer import ServerOptimizer, ServerOptimizerConfig
 from fedofa.server.simulate import simulate
 from fedofa.specialize.export import Subnet, export_floats, module_of
-from fedofa.specialize.few_bits import narrow
 from fedofa.specialize.quantizing import ROUNDED, FewBits, quantize, quantize_few
 from fedofa.supernet.axes import regions, take
+from fedofa.supernet.called_layers import narrow
 from fedofa.supernet.cost import cost
 from fedofa.supernet.fake_quant import rounded
 from fedofa.supernet.families.catalogue import space_from_dict

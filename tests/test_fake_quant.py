@@ -21,8 +21,10 @@ from fedofa.protos.recipe import Recipe
 from fedofa.supernet.axes import regions, take
 from fedofa.supernet.batch import Batch
 from fedofa.supernet.batchnorm import collect, load
+from fedofa.supernet.called_layers import narrow
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.fake_quant import quantized
+from fedofa.supernet.families.catalogue import PRESETS
 from fedofa.supernet.subnet import static
 from fedofa.supernet.weights import initial
 from hypothesis import given
@@ -286,6 +288,18 @@ def test_every_step_draws_a_width_and_kernels_over_one_channel_keep_8_bits(
     assert set(held) == {(32, 32, 32), (8, 8, 8), (8, 8, 4)}
     for widths in set(held):
         assert 0.15 < held.count(widths) / len(held) < 0.55
+
+
+def test_what_is_sampled_rounds_kernels_and_not_the_tables_that_files_keep() -> None:
+    space = PRESETS["small-vit"]
+    arch = space.smallest()
+    values = take(shared_weights(space), regions(space, arch))
+    step = LocalStep(
+        space, arch, Recipe(sample_bits=(4,)), values, torch.zeros(2, dtype=torch.long)
+    )
+    changed = {n for n, held in step._held.items() if not torch.equal(held, values[n])}
+    assert changed == set(narrow(space, arch))
+    assert any(v.dim() >= 2 for n, v in values.items() if n not in changed)
 
 
 def width_of(kernel: Tensor) -> int:

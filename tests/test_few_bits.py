@@ -17,21 +17,23 @@ from fedofa.protos.observing import observe_ranges
 from fedofa.protos.subnets import flat_statistics, pack, unpack
 from fedofa.server import rounding
 from fedofa.server.chosen import Chosen, Work
-from fedofa.server.evaluation import FederatedEvaluator, Target
+from fedofa.server.evaluation import Exported, FederatedEvaluator, Target
 from fedofa.server.figures import FileMeasured, Measured
+from fedofa.server.fingerprint import fingerprint
 from fedofa.server.model_folders import ModelFolders
 from fedofa.server.production import Production
-from fedofa.server.publication import check_sizes, dispensable
+from fedofa.server.publication import check_figures, check_sizes, dispensable, needed
 from fedofa.server.specialization import Specialization
 from fedofa.specialize import onnx_quantize, tflite
-from fedofa.specialize.export import Subnet, export_floats, preload
-from fedofa.specialize.few_bits import kernels, narrow
+from fedofa.specialize.adjust import Adjustment
+from fedofa.specialize.export import Subnet, export_floats, module_of, preload
 from fedofa.specialize.filesize import largest_bytes, predicted_size_bytes
 from fedofa.specialize.fork_server import ForkServer
 from fedofa.specialize.quantizing import ROUNDED, FewBits, quantize_few
 from fedofa.supernet.axes import regions, take
 from fedofa.supernet.batchnorm import collect
-from fedofa.supernet.cost import Budget
+from fedofa.supernet.called_layers import kernels, narrow
+from fedofa.supernet.cost import Budget, cost
 from fedofa.supernet.errors import ExportError, UsageError
 from fedofa.supernet.fake_quant import quantized, rounded
 from fedofa.supernet.space import Arch, Space
@@ -135,7 +137,14 @@ def work_of(
 ) -> Work:
     budget = Budget(params=3000, file_bytes=file_bytes)
     chosen = Chosen(
-        "any", arch, budget, {}, Measured(1, 2), ("tflite", "onnx"), int4=True, file_bits=bits
+        "any",
+        arch,
+        budget,
+        {},
+        Measured(1, 2),
+        ("tflite", "onnx"),
+        int4=True,
+        kind="tflite_int4" if bits == 4 else "tflite_int8",
     )
     subnet = Subnet(space.to_dict(), dict(arch), gather(weights, regions(space, arch)))
     return Work(chosen, subnet, Path("nowhere"))
@@ -248,8 +257,11 @@ def test_a_file_of_4_bits_that_loses_too_much_is_left_out_where_there_are_others
     found = dispensable(work, run.export)
     assert found.keys() == {"onnx_int4"}
     assert "loses 0.100" in found["onnx_int4"]
-    work.chosen = replace(work.chosen, kinds=("onnx_int4",))
+    # Where it is what the bounds are about, there is no model without it.
+    work.chosen = replace(work.chosen, kind="onnx_int4")
     assert not dispensable(work, run.export)
+    with pytest.raises(ExportError, match=r"onnx_int4 loses 0\.100"):
+        check_figures(work.figures, run.export)
 
 
 def test_a_bound_on_size_is_about_the_files_of_the_class_s_kind() -> None:
@@ -266,11 +278,14 @@ def test_a_bound_on_size_is_about_the_files_of_the_class_s_kind() -> None:
     space = run.build_space()
     bound = int8.size_bytes - 1
     narrow_class = work_of(space, space.smallest(), initial(space, 0), file_bytes=bound)
+    narrow_class.chosen = replace(narrow_class.chosen, kind="onnx_int4")
     narrow_class.entries = [int8, int4]
+    narrow_class.figures = {"onnx_int8": figure(90), "onnx_int4": figure(90)}
     assert dispensable(narrow_class, run.export).keys() == {"onnx_int8"}
     check_sizes([int4, fp32], narrow_class.chosen)
     wide_class = work_of(space, space.smallest(), initial(space, 0), file_bytes=bound, bits=8)
     wide_class.entries = [int8, int4]
+    wide_class.figures = narrow_class.figures
     assert not dispensable(wide_class, run.export)
     with pytest.raises(ExportError, match=f"onnx_int8 has {int8.size_bytes} bytes"):
         check_sizes(wide_class.entries, wide_class.chosen)
@@ -355,7 +370,15 @@ def test_where_only_files_of_4_bits_are_wanted_no_other_is_made(done: Run, tmp_p
     arch, told = training.space.smallest(), list[str]()
     statistics = evaluator.statistics([Target(arch, Budget())])[0]
     chosen = Chosen(
-        "few", arch, Budget(), statistics, Measured(1, 2), ("onnx",), ("onnx_int4",), int4=True
+        "few",
+        arch,
+        Budget(),
+        statistics,
+        Measured(1, 2),
+        ("onnx",),
+        ("onnx_int4",),
+        int4=True,
+        kind="onnx_int4",
     )
     with ForkServer(preload) as converters:
         work.begin([chosen])
@@ -367,6 +390,15 @@ def test_where_only_files_of_4_bits_are_wanted_no_other_is_made(done: Run, tmp_p
         "manifest.json", "model.int4.onnx",
     }  # fmt: skip
     run_golden(tmp_path / "few", "onnx_int4")
+    (not_trainable,) = done.events("not_trainable")
+    assert "4-bit weights" in not_trainable["reason"]
+    # Its golden output is of the rounded network, so that the test is as sharp as a float file's.
+    golden = made.manifest.golden
+    assert (
+        golden.tolerance["onnx_int4"]
+        < 1e-3
+        < np.abs(np.subtract(golden.reference("onnx_int4"), golden.output)).max()
+    )
 
 
 def test_devices_that_do_not_measure_it_leave_the_file_out_and_the_model_is_published(
@@ -379,8 +411,112 @@ def test_devices_that_do_not_measure_it_leave_the_file_out_and_the_model_is_publ
     work = Production(done.config, evaluator, fleet, ModelFolders(tmp_path), done.log)
     monkeypatch.setattr(evaluator, "statistics", lambda _targets: {})
     chosen = Chosen("any", arch, Budget(), statistics, Measured(1, 2), ("onnx",), int4=True)
-    work.begin([chosen, replace(chosen, name="few", kinds=("onnx_int4",))])
+    work.begin([chosen, replace(chosen, name="few", kind="onnx_int4")])
     assert work.failed.keys() == {"few"}
     left_out = done.events("file_left_out")[-1]
     assert (left_out["device_class"], left_out["kind"]) == ("any", "int4")
     assert "no device measured" in left_out["reason"]
+
+
+def test_a_file_of_4_bits_that_cannot_be_made_is_left_out_unless_it_is_what_is_wanted(
+    done: Run, tmp_path: Path
+) -> None:
+    training, fleet = done.training, done.roll.gather()
+    evaluator = FederatedEvaluator(done.exchange, fleet, training.space, training.weights, done.log)
+    arch = training.space.smallest()
+    statistics = evaluator.statistics([Target(arch, Budget())])[0]
+    work = Production(done.config, evaluator, fleet, ModelFolders(tmp_path), done.log)
+    chosen = Chosen("any", arch, Budget(), statistics, Measured(1, 2), ("onnx",), int4=True)
+    with ForkServer(preload) as converters:
+        work.begin([chosen, replace(chosen, name="few", kind="onnx_int4")])
+        for one in work._works.values():
+            assert one.rounded is not None
+            one.rounded.widths = ((7, 8),)  # of no network
+        work.files(converters, lambda _what: None)
+    assert work.verify(lambda _what: None)["any"].keys() == {"onnx_int8", "onnx_fp32"}
+    assert work.failed.keys() == {"few"}
+    assert "leave out export.int4_bytes" in work.failed["few"]
+    left_out = done.events("file_left_out")[-1]
+    assert (left_out["device_class"], left_out["kind"]) == ("any", "int4")
+    assert work.publish(lambda draft, _paths: draft, lambda _what: None)
+
+
+def test_a_device_is_asked_about_the_files_that_it_can_run(done: Run) -> None:
+    training, fleet = done.training, done.roll.gather()
+    (first, member), *_ = fleet.members.items()
+    profile = member.profile.model_copy(update={"runtimes": ("tflite_runtime", "onnxruntime")})
+    fleet.members[first] = replace(member, profile=profile)
+    evaluator = FederatedEvaluator(done.exchange, fleet, training.space, training.weights, done.log)
+    spec = TensorSpec(name="a0", shape=(1, 1), dtype="float32")
+    entries = [
+        FileEntry(
+            kind=kind, name=name, size_bytes=1, sha256="0" * 64, inputs=(spec,), outputs=(spec,)
+        )
+        for kind, name in FILE_NAMES.items()
+    ]
+    export = Exported(training.space.smallest(), {}, Budget(), [(entry, b"x") for entry in entries])
+    mine = {entry.kind for entry, _ in evaluator._runnable(first, export)}
+    assert mine == set(FILE_NAMES) - {"tflite_int4"}
+    item, blob = evaluator._verify_item(export, first)
+    assert (len(item.files), len(blob)) == (5, 4 * item.values + 5)
+    work = work_of(training.space, training.space.smallest(), training.weights, bits=8)
+    work.entries, work.figures = entries, {kind: figure(90) for kind in mine}
+    assert needed(work) is None
+    assert dispensable(work, done.config.export).keys() == {"tflite_int4"}
+    work.chosen = replace(work.chosen, kind="tflite_int4")
+    assert needed(work) == "tflite_int4"
+
+
+def test_a_rounded_subnet_is_adjusted_like_the_other_and_not_equalized(tmp_path: Path) -> None:
+    run, evaluator = evaluator_of(tmp_path)
+    space, arch = run.training.space, run.training.space.smallest()
+    work = work_of(space, arch, run.training.weights)
+    work.subnet = replace(work.subnet, equalize=True, adjustment=Adjustment(temperature=2.0))
+    (part,) = rounding.rounded_subnets(evaluator, [work]).values()
+    assert (part.subnet.equalize, part.subnet.adjustment.temperature) == (False, 2.0)
+    x = torch.randn(3, *space.input_shape(arch), generator=torch.Generator().manual_seed(0))
+    whole = replace(part, subnet=replace(part.subnet, adjustment=Adjustment()))
+    with torch.no_grad():
+        halved, usual = (rounding.module_of_rounded(space, p)(x) for p in (part, whole))
+        floats = module_of(whole.subnet)(x)
+    torch.testing.assert_close(2 * halved, usual)
+    assert not torch.allclose(usual, floats, rtol=1e-2)
+
+
+def test_what_a_fleet_s_plan_reckoned_with_is_not_widened(tmp_path: Path) -> None:
+    run, evaluator = evaluator_of(tmp_path)
+    work = work_of(run.training.space, run.training.space.smallest(), run.training.weights)
+    work.chosen = replace(work.chosen, kinds=("tflite_int4",))
+    (part,) = rounding.rounded_subnets(evaluator, [work], 0.9).values()
+    assert part.widths == ()
+    assert dict(part.kernels) == narrow(run.training.space, run.training.space.smallest())
+
+
+def test_widths_stay_with_their_subnets_where_a_device_holds_too_little_for_one_hull(
+    tmp_path: Path,
+) -> None:
+    run, evaluator = evaluator_of(tmp_path)
+    space = run.training.space
+    small = space.smallest()
+    other = space.arch({**small, "s1.width": 16, "head.width": 32})
+    widths = [dict(narrow(space, small)), {}, dict(narrow(space, other))]
+    targets = [
+        Target(arch, Budget(params=3000), widths=asked)
+        for arch, asked in zip((small, small, other), widths, strict=True)
+    ]
+    evaluator._fleet.members["dev-1"].profile.budget["params"] = cost(space, other).params - 1
+    groups, _ = evaluator._packed("dev-1", targets)
+    assert [len(group.archs) for group in groups] == [2, 1]
+    assert [one for group in groups for one in group.widths] == widths
+
+
+def test_bytes_of_files_that_are_not_made_are_refused() -> None:
+    with pytest.raises(UsageError, match="set int4 = true"):
+        small_config(export={"int4_bytes": 0.7})
+
+
+def test_what_a_resumed_run_must_have_kept_has_sampled_bits_only_where_there_are_any() -> None:
+    plain, sampled = small_config(), small_config(recipe={"sample_bits": [32, 4]})
+    space = plain.build_space()
+    assert "sample_bits" not in fingerprint(plain, space)["recipe"]  # type: ignore[operator]
+    assert fingerprint(sampled, space)["recipe"]["sample_bits"] == [32, 4]  # type: ignore[index]

@@ -126,7 +126,8 @@ def _base(store: DeviceStore, address: Address | None) -> tuple[Installed, Train
         if file is None:
             raise UsageError(
                 f"version {base.manifest.version} of {base.manifest.model} was published without what "
-                "a device needs to train it; its operator specializes again, with export.trainable"
+                "a device needs to train it: its operator specializes again with export.trainable, or "
+                "lets it have another file than one of 4-bit weights, which none trains further"
             )
         path = base.folder / file.name
         if not _holds(path, file):

@@ -189,7 +189,7 @@ class _Finishing:
             finished=self._lineage(compared),
             timed_by=fleet.names_of_class(self._start.device_class),
             int4=self._config.export.int4,
-            file_bits=self._config.classes[self._start.device_class].file_bits,
+            kind=self._config.classes[self._start.device_class].kind,
         )
         made = self._made(chosen, evaluator, fleet)
         return compared, made, bounds.predicted_ms(self._target)
