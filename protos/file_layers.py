@@ -7,7 +7,7 @@ others in their place: the same operators, at the same cost, and no converter ne
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..supernet.errors import ArtifactError
 
 Floats = NDArray[np.float32]
-FLOAT, INT8, INT32 = np.dtype("<f4"), np.dtype("i1"), np.dtype("<i4")
+FLOAT, INT8, UINT8, INT32 = (np.dtype(kind) for kind in ("<f4", "i1", "u1", "<i4"))
 SMALLEST = np.finfo(np.float32).tiny
 MARGIN, ROUNDED = 0.999, 0.501
 
@@ -24,12 +24,13 @@ MARGIN, ROUNDED = 0.999, 0.501
 class Steps(BaseModel):
     """How a layer's integers stand for real numbers.
 
-    kernel = integer · scale of its output channel, whose largest integer is `levels`; the scales are
-    float32 at byte `scale`. bias = integer · input_scale · scale, these products at byte `bias_scale`.
+    kernel = (integer - zero) · scale of its output channel, whose largest difference is `levels`; integers
+    are signed bytes about 0 or unsigned ones about 128. The scales are float32 at byte `scale`. bias = integer · input_scale · scale, these products at byte `bias_scale`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     levels: int = Field(ge=1, le=127)
+    zero: Literal[0, 128] = 0
     scale: int = Field(ge=0)
     bias_scale: int | None = Field(default=None, ge=0)
     input_scale: float | None = Field(default=None, gt=0)
@@ -38,7 +39,7 @@ class Steps(BaseModel):
 class Placed(BaseModel):
     """Where one convolution or linear layer lies in a file, in bytes from its start.
 
-    The kernel (float32, or int8 with `steps`) is at `kernel`, its dimensions in this `order`: the
+    The kernel (float32, or bytes with `steps`) is at `kernel`, its dimensions in this `order`: the
     file's dimension d is the network's order[d], in which outputs come first. The bias (float32, or
     int32) is at `bias`; None: the layer has none.
     """
@@ -150,7 +151,7 @@ def _read(content: bytes, place: Placed, shape: tuple[int, ...]) -> Layer:
     dims = tuple(shape[dim] for dim in place.order)
     back = np.argsort(place.order)
     steps, outputs = place.steps, shape[0]
-    kind = FLOAT if steps is None else INT8
+    kind = FLOAT if steps is None else _integers(steps)
     kernel = _get(content, place.kernel, kind, int(np.prod(shape))).reshape(dims).transpose(back)
     if steps is None:
         bias = None if place.bias is None else _get(content, place.bias, FLOAT, outputs)
@@ -160,7 +161,7 @@ def _read(content: bytes, place: Placed, shape: tuple[int, ...]) -> Layer:
     if place.bias is not None and steps.bias_scale is not None:
         bias_scale = _get(content, steps.bias_scale, FLOAT, outputs)
         bias = (_get(content, place.bias, INT32, outputs) * bias_scale).astype(np.float32)
-    real = kernel.astype(np.float32) * along_outputs(scale, kernel.ndim)
+    real = (kernel.astype(np.float32) - steps.zero) * along_outputs(scale, kernel.ndim)
     return Layer(np.ascontiguousarray(real), bias)
 
 
@@ -168,7 +169,7 @@ def _put_integers(file: bytearray, place: Placed, steps: Steps, layer: Layer) ->
     kernel, ndim = layer.kernel, layer.kernel.ndim
     scale = _scales(layer, steps, _get(bytes(file), steps.scale, FLOAT, len(kernel)))
     rounded = np.round(kernel / along_outputs(scale, ndim)).clip(-steps.levels, steps.levels)
-    _put(file, place.kernel, _ordered(rounded, place).astype(INT8))
+    _put(file, place.kernel, _ordered(rounded + steps.zero, place).astype(_integers(steps)))
     _put(file, steps.scale, scale)
     if layer.bias is None or place.bias is None:
         return
@@ -217,6 +218,10 @@ def _scales(layer: Layer, steps: Steps, kept: Floats) -> Floats:
 def along_outputs(values: Floats, ndim: int) -> Floats:
     """A value of each output channel, shaped to meet a kernel of so many dimensions."""
     return values.reshape(-1, *(1,) * (ndim - 1))
+
+
+def _integers(steps: Steps) -> np.dtype[Any]:
+    return UINT8 if steps.zero else INT8
 
 
 def _ordered(kernel: Floats, place: Placed) -> Floats:

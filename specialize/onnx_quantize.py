@@ -6,18 +6,23 @@ from typing import Any
 from ..protos.inference import Ranges
 from ..supernet.errors import ExportError
 from .onnx_export import activations, shorten
-from .onnx_weights import OPSET, hold_weights, weight_layers
+from .onnx_weights import OPSET, channel_axis, hold_weights, rounded, weight_layers
 from .ranges import with_width
 from .scheme import FLOAT_BITS, INT8, QuantScheme, require, require_places
 from .tflite import quiet
+
+MIDDLE = 128
+"""What stands for 0 in symmetric weights of unsigned bytes."""
+LARGEST_BIAS = 0.99 * 2**31
 
 
 def quantize_onnx(source: Path, ranges: Ranges, target: Path, scheme: QuantScheme = INT8) -> None:
     """Write the quantized file of a float file: QDQ, float32 I/O.
 
-    Weights of 8 bits beside integer activations keep 7: without VNNI, x86 processors add two products
-    of 8 bits in 16, which overflows from 8-bit weights on (255 · 127 · 2 > 2¹⁵), and a file is to run
-    on any device. ExportError names an activation without a range, and a scheme that the runtime
+    Weights of 8 bits are symmetric about 128, beside unsigned activations. Signed ones would keep 7 bits:
+    without VNNI, x86 processors add two products of an unsigned and a signed number in 16 bits, which
+    overflows from 8-bit weights on (255 · 127 · 2 > 2¹⁵), and a file is to run on any device. ONNX Runtime
+    multiplies two unsigned ones otherwise. ExportError names an activation without a range, and a scheme that the runtime
     lacks.
     """
     import onnx
@@ -55,6 +60,39 @@ def kernel_shapes(source: Path) -> list[tuple[int, ...]]:
     return [dims[node.input[1]] for node in weight_layers(model)]
 
 
+def _about_the_middle(
+    model: Any, apart: list[str], ranges: Ranges, *, per_channel: bool
+) -> dict[str, Any]:
+    """Steps of max|w| / 127 about 128 for each kernel, also of channels whose weights are all 0.
+
+    The quantizer's own would be 0.4 % larger, and 0 stand for 0 in such channels; integer kernels take
+    one zero point for all channels. Nor would it, with a zero point, see to it that a bias, which is
+    counted in steps of input times kernel, fits four bytes: a channel of nearly no weights has larger ones.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+    from onnxruntime.quantization import QuantType
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, Any] = {}
+    for node in weight_layers(model):
+        if node.name in apart:
+            continue
+        kernel = numpy_helper.to_array(constants[node.input[1]])
+        axis = channel_axis(node) if per_channel else None
+        _, scale, _ = rounded(kernel, 8, axis, symmetric=True)
+        steps = scale.ravel()
+        if len(node.input) > 2 and node.input[2] in constants:
+            low, high = ranges[node.input[0]]
+            most = LARGEST_BIAS * (max(high, 0.0) - min(low, 0.0)) / 255
+            bias = np.abs(numpy_helper.to_array(constants[node.input[2]])).ravel() / most
+            steps = np.maximum(steps, (bias if per_channel else bias.max()).astype(np.float32))
+        of = {"quant_type": QuantType.QUInt8, "zero_point": MIDDLE}
+        where = {} if axis is None else {"axis": axis}
+        found[node.input[1]] = [{**of, **where, "scale": step} for step in steps]
+    return found
+
+
 def _with_integer_activations(
     model: Any, ranges: Ranges, apart: list[str], scheme: QuantScheme
 ) -> Any:
@@ -69,13 +107,20 @@ def _with_integer_activations(
             name: (np.float32(low), np.float32(high))
             for name, (low, high) in with_width(ranges).items()
         }
-        wide, signed = scheme.activation_bits == 16, scheme.weight_symmetric
-        options = {"ActivationSymmetric": True} if scheme.activation_symmetric else {}
+        wide, symmetric = scheme.activation_bits == 16, scheme.weight_symmetric
+        # Unsigned on both sides unless a scheme has no zero points at all: see `quantize_onnx`.
+        signed = symmetric and (wide or scheme.activation_symmetric)
+        options: dict[str, Any] = {"ActivationSymmetric": scheme.activation_symmetric}
+        if symmetric and not signed:
+            steps = _about_the_middle(
+                model, apart, with_width(ranges), per_channel=scheme.per_channel
+            )
+            options["TensorQuantOverrides"] = steps
         try:
             quantizer = QDQQuantizer(
                 model,
                 per_channel=scheme.per_channel,
-                # In two bytes nothing is added by integer kernels; with a zero point, 8 bits fit.
+                # In two bytes nothing is added by integer kernels; unsigned, 8 bits fit.
                 reduce_range=signed and not wide,
                 weight_qType=QuantType.QInt8 if signed else QuantType.QUInt8,
                 activation_qType=(

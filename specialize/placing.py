@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from . import tflite_file
 
 TFLITE_TYPES = {np.dtype(np.int8): 9, np.dtype(np.int32): 2}
 """The schema's numbers."""
+ZEROS: Mapping[np.dtype[Any], Literal[0, 128]] = {np.dtype(np.int8): 0, np.dtype(np.uint8): 128}
+"""What stands for 0 in symmetric weights of a type."""
+MOST_LEVELS = 127
 ROUNDED = 0.51
 """How far a weight may lie from the integer that stands for it, in steps."""
 
@@ -103,13 +106,22 @@ def in_floats(content: bytes, layers: Layers) -> dict[str, Placed]:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A layer as an int8 file holds it: integers and their scales, one for each output channel."""
+    """A layer as an int8 file holds it: integers and their scales, one for each output channel.
 
-    kernel: NDArray[np.int8]
+    `zero` is the integer that stands for 0 in every channel.
+    """
+
+    kernel: NDArray[np.int8] | NDArray[np.uint8]
     scale: NDArray[np.float32]
     bias: NDArray[np.int32] | None
     bias_scale: NDArray[np.float32] | None
     input_scale: float
+    zero: Literal[0, 128] = 0
+
+    @property
+    def differences(self) -> NDArray[np.float32]:
+        """The integers less the one that stands for 0."""
+        return self.kernel.astype(np.float32) - self.zero
 
 
 def in_integers(
@@ -134,21 +146,28 @@ def _stands_for(held: Held, layer: Layer, place: Placed) -> bool:
     if dims != [size for size in kernel.shape if size != 1] or len(held.scale) != len(layer.kernel):
         return False
     scale = along_outputs(held.scale, layer.kernel.ndim).transpose(place.order)
-    real = held.kernel.reshape(kernel.shape).astype(np.float32) * scale
+    real = held.differences.reshape(kernel.shape) * scale
     return bool((np.abs(real - kernel) <= ROUNDED * scale).all())
 
 
 def _placed(content: bytes, held: Held, layer: Layer, place: Placed) -> Placed | None:
     kernel, scale = _once(content, held.kernel), _once(content, held.scale)
-    levels = int(np.abs(held.kernel.astype(np.int64)).max())
+    levels = min(int(np.abs(held.differences).max()), MOST_LEVELS)
     if kernel is None or scale is None or not levels or (layer.bias is None) != (held.bias is None):
         return None
     if held.bias is None or held.bias_scale is None:
-        return Placed(kernel=kernel, order=place.order, steps=Steps(levels=levels, scale=scale))
+        return Placed(
+            kernel=kernel,
+            order=place.order,
+            steps=Steps(levels=levels, zero=held.zero, scale=scale),
+        )
     bias, bias_scale = _once(content, held.bias), _once(content, held.bias_scale)
     if bias is None or bias_scale is None:
         return None
-    steps = Steps(levels=levels, scale=scale, bias_scale=bias_scale, input_scale=held.input_scale)
+    steps = Steps(
+        levels=levels, zero=held.zero, scale=scale, bias_scale=bias_scale,
+        input_scale=held.input_scale,
+    )  # fmt: skip
     return Placed(kernel=kernel, order=place.order, bias=bias, steps=steps)
 
 
@@ -208,7 +227,10 @@ def onnx_held(content: bytes) -> list[Held]:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         source, kernel, *rest = (_dequantized(makers.get(name), constants) for name in node.input)
-        if kernel is None or source is None or kernel[0] is None or kernel[0].dtype != np.int8:
+        if kernel is None or source is None or kernel[0] is None:
+            continue
+        zero = ZEROS.get(kernel[0].dtype)
+        if zero is None or not (kernel[2] == zero).all():
             continue
         bias = rest[0] if rest else None
         if rest and (bias is None or bias[0] is None or bias[0].dtype != np.int32):
@@ -220,6 +242,7 @@ def onnx_held(content: bytes) -> list[Held]:
                 None if bias is None else bias[0],
                 None if bias is None else bias[1].ravel().astype(FLOAT),
                 float(source[1].ravel()[0]),
+                zero,
             )
         )
     return found
@@ -227,11 +250,14 @@ def onnx_held(content: bytes) -> list[Held]:
 
 def _dequantized(
     node: Any, constants: Mapping[str, NDArray[Any]]
-) -> tuple[NDArray[Any] | None, NDArray[Any]] | None:
-    """What a DequantizeLinear reads, where that is constant, and its scale; None for another node."""
+) -> tuple[NDArray[Any] | None, NDArray[Any], NDArray[Any]] | None:
+    """What a DequantizeLinear reads, where that is constant, its scale and its zero point; None for
+    another node.
+    """
     if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in constants:
         return None
-    return constants.get(node.input[0]), constants[node.input[1]]
+    zero = constants[node.input[2]] if len(node.input) > 2 else np.zeros(1)
+    return constants.get(node.input[0]), constants[node.input[1]], zero
 
 
 def _in_some_order(

@@ -151,6 +151,23 @@ def test_tflite_files_hold_int8_between_input_and_output_and_aligned_data() -> N
         assert not [at for at in data if at % 16]
 
 
+@pytest.mark.parametrize("hidden", ["usual", "weightless"])
+def test_onnx_weights_have_all_8_bits_about_one_zero_point(hidden: Hidden) -> None:
+    import onnx
+
+    for files in (digits_files(), mlp_files(hidden)):
+        graph = onnx.load_from_string(files.contents["onnx_int8"]).graph
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        makers = {node.output[0]: node for node in graph.node}
+        layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+        assert layers
+        for layer in layers:
+            kernel, _, zero = (constants[name] for name in makers[layer.input[1]].input)
+            assert kernel.dtype == zero.dtype == np.uint8
+            assert (zero == 128).all()
+            assert np.abs(kernel.astype(int) - 128).max() == 127
+
+
 def test_onnx_files_carry_no_texts_and_no_constant_twice() -> None:
     import onnx
 
