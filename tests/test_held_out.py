@@ -37,7 +37,7 @@ def test_held_out_measurements_are_taken_of_this_runs_models_only(
     for change, said in (
         ({"manifest_sha256": "e" * 64}, "which this run did not publish for 'big'"),
         ({"accuracy": None}, "accuracy: Input should be a valid number"),
-        ({"kind": "onnx_int4"}, "kind: "),
+        ({"kind": "onnx_int2"}, "kind: "),
     ):
         paths[0].write_text(json.dumps({**fields, **change}))
         with pytest.raises(UsageError, match=said):
