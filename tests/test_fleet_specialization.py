@@ -300,3 +300,27 @@ def test_fleet_commands_name_the_branches_that_a_run_has(
     monkeypatch.setattr(fleet_command, "branch_names", lambda _folder: ["one", "two"])
     with pytest.raises(UsageError, match=r"has branches \(one, two\): say with --branch"):
         site.plan(site.state / "sensors.json")
+
+
+def test_devices_of_4_bits_get_such_files_alone_and_of_the_size_that_was_planned(
+    site: Site,
+) -> None:
+    path = site.state / "few.json"
+    devices = [
+        {"name": f"few-{k}", "runtime": "few", "budget": {"file_bytes": 6000 + 1500 * k}}
+        for k in range(4)
+    ]
+    path.write_text(json.dumps({"runtimes": {"few": {"kind": "onnx_int4"}}, "devices": devices}))
+    job, plan = site.plan(path, most=2)
+    run_job(job, site.grid)
+    found = delivered(job, plan)
+    assert found["summary"]["served"] == 4
+    told = json.loads((site.folder / "fleets/few/assignment.json").read_text())
+    assert {row["kind"] for row in told["artifacts"]} == {"onnx_int4"}
+    for row in told["devices"]:
+        assert row["spends"]["file_bytes"] <= row["bounds"]["file_bytes"]
+    for row in told["artifacts"]:
+        assert 0.97 * row["predicted_bytes"] < row["size_bytes"] <= row["predicted_bytes"]
+        manifest = Manifest.from_json(Path(row["manifest"]).read_bytes())
+        assert [file.kind for file in manifest.files] == ["onnx_int4"]
+        assert manifest.trainable is None
