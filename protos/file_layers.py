@@ -25,7 +25,8 @@ class Steps(BaseModel):
     """How a layer's integers stand for real numbers.
 
     kernel = (integer - zero) · scale of its output channel, whose largest difference is `levels`; integers
-    are signed bytes about 0 or unsigned ones about 128. The scales are float32 at byte `scale`. bias = integer · input_scale · scale, these products at byte `bias_scale`.
+    are signed bytes about 0 or unsigned ones about 128. The scales are float32 at byte `scale`. bias =
+    integer · input_scale · scale, these products at byte `bias_scale`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

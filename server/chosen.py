@@ -123,11 +123,11 @@ class Work:
         self.trainable = completed.trainable or self.trainable
 
     def remove(self, kind: FileKind) -> None:
-        """A verified file is not to be published after all."""
+        """A file is not to be published after all, verified or not."""
         (entry,) = (entry for entry in self.entries if entry.kind == kind)
         (self.folder / entry.name).unlink()
         self.entries.remove(entry)
-        del self.figures[kind]
+        self.figures.pop(kind, None)
 
 
 Part = Work | Rounded

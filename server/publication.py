@@ -129,8 +129,8 @@ def needed(work: Work) -> FileKind | None:
 def dispensable(work: Work, limits: ExportConfig) -> dict[FileKind, str]:
     """Files that the model is as good without, and why they are not to be published.
 
-    Those of 4 bits that lose too much, or that no device could run; where the bounds are about a file of 4 bits, the larger ones of 8
-    that its size excludes. The file that bounds are about is never one of them.
+    Those of 4 bits that lose too much, or that no device could run; where the bounds are about a file of
+    4 bits, the larger ones of 8 that its size excludes. The file that bounds are about is none of them.
     """
     found: dict[FileKind, str] = {
         entry.kind: "no device that verified the files has a runtime for it"

@@ -22,8 +22,8 @@ def quantize_onnx(source: Path, ranges: Ranges, target: Path, scheme: QuantSchem
     Weights of 8 bits are symmetric about 128, beside unsigned activations. Signed ones would keep 7 bits:
     without VNNI, x86 processors add two products of an unsigned and a signed number in 16 bits, which
     overflows from 8-bit weights on (255 · 127 · 2 > 2¹⁵), and a file is to run on any device. ONNX Runtime
-    multiplies two unsigned ones otherwise. ExportError names an activation without a range, and a scheme that the runtime
-    lacks.
+    multiplies two unsigned ones otherwise. ExportError names an activation without a range, and a scheme
+    that the runtime lacks.
     """
     import onnx
 

@@ -245,6 +245,14 @@ def test_layers_have_bits_of_their_own_in_both_formats(tmp_path: Path) -> None:
 # ── what is published ────────────────────────────────────────────────────────────────────────────
 
 
+def entry_of(kind: Any, size_bytes: int = 1) -> FileEntry:
+    spec = TensorSpec(name="a0", shape=(1, 1), dtype="float32")
+    name, sha256 = FILE_NAMES[kind], "0" * 64
+    return FileEntry(
+        kind=kind, name=name, size_bytes=size_bytes, sha256=sha256, inputs=(spec,), outputs=(spec,)
+    )  # fmt: skip
+
+
 def figure(right: int) -> FileMeasured:
     return FileMeasured(Measured(right, 100), Measured(90, 100), right, 1.0)
 
@@ -266,14 +274,10 @@ def test_a_file_of_4_bits_that_loses_too_much_is_left_out_where_there_are_others
 
 def test_a_bound_on_size_is_about_the_files_of_the_class_s_kind() -> None:
 
-    spec = TensorSpec(name="a0", shape=(1, 1), dtype="float32")
     fp32, int8, int4 = (
-        FileEntry(
-            kind=kind, name=FILE_NAMES[kind], size_bytes=size_bytes, sha256="0" * 64,
-            inputs=(spec,), outputs=(spec,),
-        )
+        entry_of(kind, size_bytes)
         for kind, size_bytes in (("onnx_fp32", 4000), ("onnx_int8", 1000), ("onnx_int4", 600))
-    )  # fmt: skip
+    )
     run = small_config(export={"int4": True})
     space = run.build_space()
     bound = int8.size_bytes - 1
@@ -401,16 +405,22 @@ def test_where_only_files_of_4_bits_are_wanted_no_other_is_made(done: Run, tmp_p
     )
 
 
-def test_devices_that_do_not_measure_it_leave_the_file_out_and_the_model_is_published(
-    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def production_of(done: Run, folder: Path) -> tuple[Production, FederatedEvaluator, Chosen]:
+    """Of ONNX models, its evaluator, and the smallest subnet with a file of 4 bits beside others."""
     training, fleet = done.training, done.roll.gather()
     evaluator = FederatedEvaluator(done.exchange, fleet, training.space, training.weights, done.log)
     arch = training.space.smallest()
     statistics = evaluator.statistics([Target(arch, Budget())])[0]
-    work = Production(done.config, evaluator, fleet, ModelFolders(tmp_path), done.log)
-    monkeypatch.setattr(evaluator, "statistics", lambda _targets: {})
+    work = Production(done.config, evaluator, fleet, ModelFolders(folder), done.log)
     chosen = Chosen("any", arch, Budget(), statistics, Measured(1, 2), ("onnx",), int4=True)
+    return work, evaluator, chosen
+
+
+def test_devices_that_do_not_measure_it_leave_the_file_out_and_the_model_is_published(
+    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, evaluator, chosen = production_of(done, tmp_path)
+    monkeypatch.setattr(evaluator, "statistics", lambda _targets: {})
     work.begin([chosen, replace(chosen, name="few", kind="onnx_int4")])
     assert work.failed.keys() == {"few"}
     left_out = done.events("file_left_out")[-1]
@@ -421,12 +431,7 @@ def test_devices_that_do_not_measure_it_leave_the_file_out_and_the_model_is_publ
 def test_a_file_of_4_bits_that_cannot_be_made_is_left_out_unless_it_is_what_is_wanted(
     done: Run, tmp_path: Path
 ) -> None:
-    training, fleet = done.training, done.roll.gather()
-    evaluator = FederatedEvaluator(done.exchange, fleet, training.space, training.weights, done.log)
-    arch = training.space.smallest()
-    statistics = evaluator.statistics([Target(arch, Budget())])[0]
-    work = Production(done.config, evaluator, fleet, ModelFolders(tmp_path), done.log)
-    chosen = Chosen("any", arch, Budget(), statistics, Measured(1, 2), ("onnx",), int4=True)
+    work, _, chosen = production_of(done, tmp_path)
     with ForkServer(preload) as converters:
         work.begin([chosen, replace(chosen, name="few", kind="onnx_int4")])
         for one in work._works.values():
@@ -441,19 +446,13 @@ def test_a_file_of_4_bits_that_cannot_be_made_is_left_out_unless_it_is_what_is_w
     assert work.publish(lambda draft, _paths: draft, lambda _what: None)
 
 
-def test_a_device_is_asked_about_the_files_that_it_can_run(done: Run) -> None:
+def test_a_device_is_asked_about_the_files_that_it_can_run(done: Run, tmp_path: Path) -> None:
     training, fleet = done.training, done.roll.gather()
     (first, member), *_ = fleet.members.items()
     profile = member.profile.model_copy(update={"runtimes": ("tflite_runtime", "onnxruntime")})
     fleet.members[first] = replace(member, profile=profile)
     evaluator = FederatedEvaluator(done.exchange, fleet, training.space, training.weights, done.log)
-    spec = TensorSpec(name="a0", shape=(1, 1), dtype="float32")
-    entries = [
-        FileEntry(
-            kind=kind, name=name, size_bytes=1, sha256="0" * 64, inputs=(spec,), outputs=(spec,)
-        )
-        for kind, name in FILE_NAMES.items()
-    ]
+    entries = [entry_of(kind) for kind in FILE_NAMES]
     export = Exported(training.space.smallest(), {}, Budget(), [(entry, b"x") for entry in entries])
     mine = {entry.kind for entry, _ in evaluator._runnable(first, export)}
     assert mine == set(FILE_NAMES) - {"tflite_int4"}
@@ -462,7 +461,14 @@ def test_a_device_is_asked_about_the_files_that_it_can_run(done: Run) -> None:
     work = work_of(training.space, training.space.smallest(), training.weights, bits=8)
     work.entries, work.figures = entries, {kind: figure(90) for kind in mine}
     assert needed(work) is None
-    assert dispensable(work, done.config.export).keys() == {"tflite_int4"}
+    work.folder = tmp_path
+    for entry in entries:
+        (tmp_path / entry.name).write_bytes(b"x")
+    for kind in dispensable(work, done.config.export):
+        work.remove(kind)
+    assert {path.name for path in tmp_path.iterdir()} == {FILE_NAMES[kind] for kind in mine}
+    assert {entry.kind for entry in work.entries} == work.figures.keys() == mine
+    work.entries = [*work.entries, entry_of("tflite_int4")]
     work.chosen = replace(work.chosen, kind="tflite_int4")
     assert needed(work) == "tflite_int4"
 
