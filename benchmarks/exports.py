@@ -20,12 +20,12 @@ from fedofa.protos.manifest import FLOATS
 from fedofa.protos.observing import observe_ranges
 from fedofa.specialize import onnx_export, onnx_quantize, tflite
 from fedofa.specialize.export import (
+    PRELOADS,
     FloatExport,
     Subnet,
     complete,
     export_floats,
     float_calls,
-    preload,
     together,
 )
 from fedofa.specialize.fork_server import Call, ForkServer
@@ -53,7 +53,7 @@ def _row(name: str) -> dict[str, Any]:
     archs = _different(space, FLEET)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        with ForkServer(preload) as server:
+        with ForkServer(PRELOADS) as server:
             _verified(server, space, [archs[0]], Path(folder) / "first", BOTH)
             first_s = time.perf_counter() - begin
             second_s = _verified(server, space, [archs[1]], Path(folder) / "second", BOTH)
@@ -130,7 +130,8 @@ def _subnet(space: Space, arch: Arch) -> Subnet:
 
 def _inside(space: Space, arch: Arch, folder: Path) -> tuple[float, float]:
     """Seconds within converters, and in all but the check in a fresh process, of one subnet here."""
-    preload()
+    for preload in PRELOADS:
+        preload()
     spent: list[float] = []
     with _timing(spent):
         begin = time.perf_counter()

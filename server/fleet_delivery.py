@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..protos.manifest import INT4S, FileKind
-from ..specialize.export import preload
+from ..specialize.export import PRELOADS
 from ..specialize.filesize import predicted_size_bytes
 from ..specialize.fleet.plan import Artifact, Placed, Refused
 from ..specialize.fleet.settle import settled
@@ -108,7 +108,7 @@ class Delivery:
         places = range(len(artifacts))
         batches = [places[at : at + AT_ONCE] for at in range(0, len(artifacts), AT_ONCE)]
         steps = _Steps(len(batches), self._log)
-        with ForkServer(preload) as converters:
+        with ForkServer(PRELOADS) as converters:
             for number, batch in enumerate(batches):
                 work = Production(self._config, self._evaluator, self._fleet, folders, self._log)
                 self._works.append(work)

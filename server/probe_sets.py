@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..specialize.export import preload
+from ..specialize.export import PRELOADS
 from ..specialize.fork_server import ForkServer
 from ..specialize.probes import ProbePlan, make_probes
 from ..supernet.errors import UsageError
@@ -24,7 +24,7 @@ def make(
         space, plan = config.build_space(), replace(plan, formats=export.formats, int4=export.int4)
     else:
         space = preset(str(name))
-    with ForkServer(preload) as converters:
+    with ForkServer(PRELOADS) as converters:
         made = make_probes(space, plan, out, converters)
     return {
         "folder": str(out),

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from ..protos.depot import STABLE
-from ..specialize.export import preload
+from ..specialize.export import PRELOADS
 from ..specialize.fork_server import ForkServer
 from ..supernet.axes import Weights
 from ..supernet.errors import RunError
@@ -63,7 +63,7 @@ class Specialization:
         folders.sweep()
         work = Production(self._config, self._evaluator, self._fleet, folders, self._log)
         try:
-            with ForkServer(preload) as converters:
+            with ForkServer(PRELOADS) as converters:
                 choices = self._search(work, number)
                 measured_subnets.add(folder, weights, "specialize", choices.values())
                 work.begin(self._chosen(choice) for choice in choices.values())

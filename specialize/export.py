@@ -26,9 +26,6 @@ from .fork_server import Call
 from .placing import trainable_of
 from .quantizing import ROUNDED, FewBits, input_range, quantize, quantize_few
 
-IMPORTED_BY_CALLS = ("torch.export._trace", "scipy.cluster.vq", "sympy.tensor.tensor")
-"""What converters import when they are first called, by hundreds of modules: each call would anew."""
-
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
@@ -67,22 +64,33 @@ class Completed:
     why_not: str = ""
 
 
-def preload() -> None:
-    """Import what every export needs, and start no thread: see `fork_server`.
+def preload_tflite() -> None:
+    """Import what exports of TFLite files need, and start no thread: see `fork_server`.
 
-    Importing onnxruntime would start one. A missing package is reported by the export itself.
+    A missing package is reported by the export itself.
     """
     torch.set_num_threads(1)
+    _import("litert_torch", "torch.export._trace", "sympy.tensor.tensor", "scipy.cluster.vq")
+
+
+def preload_rest() -> None:
+    """Import what all else needs; not onnxruntime, which would start a thread."""
+    torch_ops = "onnxscript.function_libs.torch_lib.ops"
+    _import("onnx", "onnxscript.optimizer", torch_ops, "ai_edge_quantizer")
+
+
+PRELOADS = (preload_tflite, preload_rest)
+"""Also what converters import when they are first called, by hundreds of modules: each would anew.
+
+The longest step, the export of a TFLite file, begins after the first.
+"""
+
+
+def _import(*names: str) -> None:
     from .tflite import quiet
 
-    with quiet(), contextlib.suppress(ImportError):
-        import ai_edge_quantizer  # noqa: F401
-        import litert_torch  # noqa: F401
-        import onnx  # noqa: F401
-        import onnxscript.optimizer  # noqa: F401
-        from onnxscript.function_libs.torch_lib import ops  # noqa: F401
-
-        for name in IMPORTED_BY_CALLS:
+    with quiet():
+        for name in names:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
 
@@ -120,7 +128,10 @@ def export_floats(subnet: Subnet, formats: Sequence[str], folder: Path) -> Float
 
 def float_calls(subnet: Subnet, formats: Sequence[str], folder: Path) -> list[Call]:
     """`export_floats` as one call a format, to run side by side; see `together`."""
-    return [Call(export_floats, (subnet, (form,), folder)) for form in formats]
+    return [
+        Call(export_floats, (subnet, (form,), folder), needs=1 if form == "tflite" else None)
+        for form in formats
+    ]
 
 
 def together(parts: Sequence[FloatExport]) -> FloatExport:

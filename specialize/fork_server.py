@@ -13,8 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -33,25 +32,30 @@ CALL_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function that a fresh process can import, and its arguments."""
+    """A function that a fresh process can import, and its arguments.
+
+    `needs` is how many of the server's preloads it waits for; None: for all of them.
+    """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+    needs: int | None = None
 
 
 class ForkServer:
     """Runs calls in processes of their own; use as a context manager, which ends them all.
 
-    Starts at once: `preload`, importable like a call's function, runs while the caller goes on.
+    Starts at once: `preloads`, importable like a call's function, run in their order while the caller
+    goes on.
     """
 
     def __init__(
         self,
-        preload: Callable[[], object],
+        preloads: Sequence[Callable[[], object]],
         at_once: int = 2,
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
-        self._settings = preload, at_once, timeout_s
+        self._settings = tuple(preloads), at_once, timeout_s
         self._pipe, self._process = self._start()
 
     def __enter__(self) -> Self:
@@ -83,7 +87,7 @@ class ForkServer:
             # In one message: with both sides writing, each would wait for the other to read.
             self._pipe.send(
                 [
-                    bytes(ForkingPickler.dumps((call.function, call.arguments)))
+                    (call.needs, bytes(ForkingPickler.dumps((call.function, call.arguments))))
                     for call in calls.values()
                 ]
             )
@@ -113,18 +117,27 @@ class ForkServer:
         return here, process
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A call as it came: its place among those of one run, and its function and arguments."""
+
+    place: int
+    needs: int
+    content: bytes
+
+
 class _Forked:
     """One call's process, in a group of its own with whatever it starts."""
 
-    def __init__(self, place: int, request: bytes, end_s: float, close: list[Connection]) -> None:
-        self.place, self.end_s = place, end_s
+    def __init__(self, request: _Request, end_s: float, close: list[Connection]) -> None:
+        self.place, self.end_s = request.place, end_s
         self.pipe, there = Pipe(duplex=False)
         parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
             for connection in (self.pipe, *close):
                 connection.close()
-            _work(request, there, parent)
+            _work(request.content, there, parent)
         with contextlib.suppress(OSError):  # both sides do it: whichever comes first
             os.setpgid(self._pid, self._pid)
         there.close()
@@ -175,42 +188,71 @@ def _result(request: bytes) -> Any:
         return ExportError(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
 
-def _serve(pipe: Connection, at_once: int, timeout_s: float) -> None:
-    """Fork for one request after the other until the pipe closes; answers come as they are done."""
-    waiting: deque[tuple[int, bytes]] = deque()
-    running: dict[Connection, _Forked] = {}
-    while True:
-        while waiting and len(running) < at_once:
-            place, request = waiting.popleft()
-            end_s = time.monotonic() + timeout_s
+class _Calls:
+    """Those that were asked for through the pipe: waiting until they may begin, or running."""
+
+    def __init__(self, pipe: Connection, preloads: int, at_once: int, timeout_s: float) -> None:
+        self._pipe, self._preloads = pipe, preloads
+        self._at_once, self._timeout_s = at_once, timeout_s
+        self._waiting: list[_Request] = []
+        self._running: dict[Connection, _Forked] = {}
+
+    def begin(self, loaded: int) -> None:
+        """Fork for the requests that need no more preloads, as many as may run."""
+        for request in [r for r in self._waiting if r.needs <= loaded]:
+            if len(self._running) == self._at_once:
+                break
+            self._waiting.remove(request)
+            end_s = time.monotonic() + self._timeout_s
             try:
-                forked = _Forked(place, request, end_s, [pipe, *running])
+                forked = _Forked(request, end_s, [self._pipe, *self._running])
             except OSError as error:  # no memory or no descriptors for one more process
-                pipe.send((place, b"", f"the converter's process cannot start: {error.strerror}"))
+                failure = f"the converter's process cannot start: {error.strerror}"
+                self._pipe.send((request.place, b"", failure))
                 continue
-            running[forked.pipe] = forked
-        ends = [forked.end_s for forked in running.values()]
-        patience_s = max(0.0, min(ends) - time.monotonic()) if ends else None
-        for ready in wait([pipe, *running], patience_s):
-            if ready is pipe:
-                waiting.extend(enumerate(pipe.recv()))
+            self._running[forked.pipe] = forked
+
+    def hear(self, patience_s: float | None = None) -> None:
+        """Take requests in and answer for what is done or late; waits for either, or so long."""
+        if patience_s is None and self._running:
+            first_s = min(forked.end_s for forked in self._running.values())
+            patience_s = max(0.0, first_s - time.monotonic())
+        for ready in wait([self._pipe, *self._running], patience_s):
+            if ready is self._pipe:
+                for place, (needs, content) in enumerate(self._pipe.recv()):
+                    all_or_some = self._preloads if needs is None else min(needs, self._preloads)
+                    self._waiting.append(_Request(place, all_or_some, content))
             else:
-                pipe.send(running.pop(ready).answer())  # type: ignore[call-overload]
-        for late in [f for f in running.values() if f.end_s <= time.monotonic()]:
-            del running[late.pipe]
-            pipe.send(late.answer(f"the converter gave no result within {timeout_s:g} s"))
+                self._pipe.send(self._running.pop(ready).answer())  # type: ignore[call-overload]
+        for late in [f for f in self._running.values() if f.end_s <= time.monotonic()]:
+            del self._running[late.pipe]
+            failure = f"the converter gave no result within {self._timeout_s:g} s"
+            self._pipe.send(late.answer(failure))
+
+
+def _serve(
+    pipe: Connection, preloads: Sequence[Callable[[], object]], at_once: int, timeout_s: float
+) -> None:
+    """Fork for one request after the other until the pipe closes; answers come as they are done."""
+    calls = _Calls(pipe, len(preloads), at_once, timeout_s)
+    for loaded, preload in enumerate(preloads):
+        calls.hear(0.0)
+        calls.begin(loaded)
+        preload()
+    while True:
+        calls.begin(len(preloads))
+        calls.hear()
 
 
 def main() -> None:
     """Serve the pipe whose descriptor is the first argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # our parent decides what an interrupt ends
     with Connection(int(sys.argv[1])) as pipe:
-        preload, at_once, timeout_s = pipe.recv()
+        settings = pipe.recv()
         # Each child ends after one call: collections are a tenth of its time and free little.
         gc.disable()
-        preload()
         with contextlib.suppress(EOFError, OSError):  # our parent is gone
-            _serve(pipe, at_once, timeout_s)
+            _serve(pipe, *settings)
 
 
 if __name__ == "__main__":

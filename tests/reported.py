@@ -49,7 +49,7 @@ def quick_exports() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         for module in (specialization, fleet_delivery, finishing):
-            patch.setattr(module, "preload", onnx_alone.preload)
+            patch.setattr(module, "PRELOADS", (onnx_alone.preload,))
         patch.setattr(publication, "outputs_in_fresh_process", outputs_here)
         yield
 

@@ -26,7 +26,7 @@ from fedofa.server.publication import check_figures, check_sizes, dispensable, n
 from fedofa.server.specialization import Specialization
 from fedofa.specialize import onnx_quantize, tflite
 from fedofa.specialize.adjust import Adjustment
-from fedofa.specialize.export import Subnet, export_floats, module_of, preload
+from fedofa.specialize.export import PRELOADS, Subnet, export_floats, module_of
 from fedofa.specialize.filesize import largest_bytes, predicted_size_bytes
 from fedofa.specialize.fork_server import ForkServer
 from fedofa.specialize.quantizing import ROUNDED, FewBits, quantize_few
@@ -384,7 +384,7 @@ def test_where_only_files_of_4_bits_are_wanted_no_other_is_made(done: Run, tmp_p
         int4=True,
         kind="onnx_int4",
     )
-    with ForkServer(preload) as converters:
+    with ForkServer(PRELOADS) as converters:
         work.begin([chosen])
         work.files(converters, told.append)
     assert work.verify(told.append)["few"].keys() == {"onnx_int4"}
@@ -432,7 +432,7 @@ def test_a_file_of_4_bits_that_cannot_be_made_is_left_out_unless_it_is_what_is_w
     done: Run, tmp_path: Path
 ) -> None:
     work, _, chosen = production_of(done, tmp_path)
-    with ForkServer(preload) as converters:
+    with ForkServer(PRELOADS) as converters:
         work.begin([chosen, replace(chosen, name="few", kind="onnx_int4")])
         for one in work._works.values():
             assert one.rounded is not None

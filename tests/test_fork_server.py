@@ -1,5 +1,7 @@
 """Calls in processes of their own: one that crashes, hangs or is killed costs itself only."""
 
+import functools
+import importlib
 import operator
 import os
 import signal
@@ -10,11 +12,11 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from fedofa.specialize.export import preload
+from fedofa.specialize.export import PRELOADS
 from fedofa.specialize.fork_server import Call, ForkServer
 from fedofa.supernet.errors import ExportError
 
-NOTHING = time.monotonic
+NOTHING = ()
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,24 @@ def test_large_arguments_and_results_pass_in_both_directions_at_once(server: For
     assert [len(part) for part in found.values()] == [2**21] * 6
 
 
+def test_a_call_begins_after_the_preloads_that_it_needs_and_before_the_others() -> None:
+    loads = [functools.partial(importlib.import_module, name) for name in ("this", "colorsys")]
+    naps = functools.partial(time.sleep, 0.5)
+    seen = "import sys; assert ('this' in sys.modules, 'colorsys' in sys.modules) == "
+    with ForkServer((loads[0], naps, loads[1], naps)) as server:
+        ended: list[str] = []
+        calls = {
+            "all": Call(exec, (f"{seen} (True, True)",)),
+            "first": Call(exec, (f"{seen} (True, False)",), needs=1),
+            "more than there are": Call(exec, (f"{seen} (True, True)",), needs=9),
+        }
+        assert server.run(calls, ended.append) == dict.fromkeys(calls)
+        assert ended[0] == "first"
+        # Once all is loaded, it is no matter what a call needs.
+        again = Call(exec, (f"{seen} (True, True)",), needs=1)
+        assert server.run({"again": again}) == {"again": None}
+
+
 def test_a_server_that_dies_costs_the_calls_in_progress_and_is_started_again() -> None:
     with ForkServer(NOTHING) as server:
         first = server.pid
@@ -75,7 +95,7 @@ def test_a_server_that_dies_costs_the_calls_in_progress_and_is_started_again() -
 
 def test_a_process_that_has_imported_the_converters_has_one_thread() -> None:
     """Forking another one would be unsafe."""
-    with ForkServer(preload) as server:
+    with ForkServer(PRELOADS) as server:
         names = [f"import sys; assert {name!r} in sys.modules" for name in ("litert_torch", "onnx")]
         found = server.run({name: Call(exec, (name,)) for name in names})
         assert set(found.values()) == {None}
@@ -85,7 +105,7 @@ def test_a_process_that_has_imported_the_converters_has_one_thread() -> None:
 HANGING = """
 import os, time
 from fedofa.specialize.fork_server import Call, ForkServer
-server = ForkServer(time.monotonic)
+server = ForkServer(())
 print(server.pid, flush=True)
 server.run({"a": Call(time.sleep, (60,))})
 """

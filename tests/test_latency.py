@@ -29,7 +29,7 @@ from fedofa.protos.probes import (
 from fedofa.server.class_budgets import ClassBudget, usable_classes
 from fedofa.server.cli import app as operator_cli
 from fedofa.server.latencies import device_latency, predicted
-from fedofa.specialize.export import preload
+from fedofa.specialize.export import PRELOADS
 from fedofa.specialize.fork_server import ForkServer
 from fedofa.specialize.latency.errors import LatencyErrors, cross_validated
 from fedofa.specialize.latency.features import NAMES, features
@@ -246,7 +246,7 @@ def test_measurements_that_are_no_times_are_refused(tmp_path: Path, seconds: flo
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small real set, timed by the tests below."""
     folder = tmp_path_factory.mktemp("probes") / "set"
-    with ForkServer(preload) as converters:
+    with ForkServer(PRELOADS) as converters:
         make_probes(DIGITS, ProbePlan(subnets=2, layers=1, formats=("onnx",)), folder, converters)
     return folder
 

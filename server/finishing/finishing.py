@@ -14,7 +14,7 @@ from typing import Any
 from ...protos import durable
 from ...protos.depot import STABLE
 from ...protos.manifest import FileKind, Finished, Manifest
-from ...specialize.export import preload
+from ...specialize.export import PRELOADS
 from ...specialize.fork_server import ForkServer
 from ...supernet.axes import Weights
 from ...supernet.cost import cost
@@ -199,7 +199,7 @@ class _Finishing:
         folders.sweep()
         work = Production(self._config, evaluator, fleet, folders, self._log)
         try:
-            with ForkServer(preload) as converters:
+            with ForkServer(PRELOADS) as converters:
                 work.begin([chosen])
                 work.files(converters, self._tell)
             work.verify(self._tell)
