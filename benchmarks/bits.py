@@ -59,7 +59,7 @@ WEIGHTS_ONLY, W4_ONLY = QuantScheme(activation_bits=32), QuantScheme(4, activati
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way of quantizing. `prepared` names what is done to the network before export; `published`
-    is how a run makes files of 4 bits, whatever the scheme says.
+    is how a run makes files of 4 bits, whatever the scheme says, and `nearest` without `int4_compensate`.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Variant:
     examples: int = TEST_EXAMPLES
 
 
-PUBLISHED = "4-bit, as published"
+PUBLISHED, NEAREST = "4-bit, as published", "4-bit, to the nearest levels"
 WIDE = QuantScheme(activation_bits=16, activation_symmetric=True)
 VARIANTS = (
     Variant("int8", "tflite"),
@@ -85,6 +85,7 @@ VARIANTS = (
     Variant("w4 a8", "tflite", W4),
     Variant("w4 a8, mse", "tflite", W4, estimator="mse"),
     Variant("w4 a8, equalized", "tflite", W4, "equalized"),
+    Variant(NEAREST, "tflite", W4, "nearest"),
     Variant(PUBLISHED, "tflite", W4, "published"),
     Variant("w4 a32, bias corrected", "tflite", W4_ONLY, "4-bit statistics"),
     Variant("int8", "onnx"),
@@ -92,6 +93,7 @@ VARIANTS = (
     Variant("w8 a16", "onnx", WIDE),
     Variant("w8 a32", "onnx", WEIGHTS_ONLY),
     Variant("w4 a32", "onnx", W4_ONLY),
+    Variant(NEAREST, "onnx", W4_ONLY, "nearest"),
     Variant(PUBLISHED, "onnx", W4_ONLY, "published"),
 )  # fmt: skip
 
@@ -107,7 +109,8 @@ PREPARED: Mapping[str, Callable[[Measurable, Arch], nn.Module]] = MappingProxyTy
         "equalized": lambda on, arch: equalized(folded(on.module(arch))).module,
         "8-bit statistics": lambda on, arch: folded(on.module(arch, rounded(8))),
         "4-bit statistics": lambda on, arch: folded(on.module(arch, rounded(4))),
-        "published": lambda on, arch: folded(
+        "published": lambda on, arch: folded(on.narrowed(arch)),
+        "nearest": lambda on, arch: folded(
             on.corrected(arch, partial(round_to, widths=narrow(on.space, arch)))
         ),
     }
@@ -182,7 +185,7 @@ def measured(on: Measurable, arch: Arch, variants: Sequence[Variant] = VARIANTS)
             ranges = estimated(seen, variant.estimator, min(variant.scheme.activation_bits, 16))
             target = Path(name) / "quantized"
             kind = INTS[variant.form]
-            if variant.prepared == "published":
+            if variant.prepared in ("nearest", "published"):
                 target = _published(source, variant.form, ranges, Path(name))
                 kind = INT4S[variant.form]
             elif variant.form == "tflite":

@@ -13,14 +13,20 @@ from fedofa.client.data import Floats, Labels
 from fedofa.client.device import data as data_of
 from fedofa.server.limits import Limits
 from fedofa.server.samplers.drawing import largest_fit
+from fedofa.specialize.compensate import compensated
+from fedofa.supernet import kernel_inputs
 from fedofa.supernet.axes import regions, take
 from fedofa.supernet.batch import resized
 from fedofa.supernet.batchnorm import Moments, collect, load
+from fedofa.supernet.called_layers import narrow
 from fedofa.supernet.cost import Budget
+from fedofa.supernet.fake_quant import rounded
+from fedofa.supernet.kernel_inputs import observed
 from fedofa.supernet.space import Arch, Space
 from fedofa.supernet.subnet import static
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .accuracy_run import configuration
 from .accuracy_tasks import TASKS, Task, data_folder
@@ -28,7 +34,7 @@ from .federation import Federation, fleet_of, rounds_for
 from .subnet_accuracy import BATCH, Pooled, pooled
 
 SEED = 0
-CALIBRATION_EACH, STATISTICS_EACH = 16, 50
+CALIBRATION_EACH, STATISTICS_EACH, VALIDATION_EACH = 16, 50, 200
 
 Change = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -44,6 +50,7 @@ class Measurable:
     weights: dict[str, Tensor]
     parts: tuple[Floats, ...]
     statistics: Pooled
+    validation: Pooled
     test: Pooled
 
     @property
@@ -74,6 +81,29 @@ class Measurable:
         module = static(self.space, arch, own)
         load(module, self._moments(arch, static(self.space, arch, change(own))))
         return module.eval()
+
+    def narrowed(self, arch: Arch) -> nn.Module:
+        """With kernels of 4 bits as a run rounds them: by second moments or nearest, whichever is likelier."""
+        widths, inputs = narrow(self.space, arch), list(observed(self.space, arch))
+        x = resized(torch.from_numpy(self.statistics.x), self.space.input_shape(arch))
+        moments = kernel_inputs.collect(self.module(arch), inputs, torch.split(x, BATCH))
+
+        def compensate(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            levels = {n: compensated(weights[n], mine, widths[n]) for n, mine in moments.items()}
+            return rounded({**weights, **levels}, widths)
+
+        changes: tuple[Change, ...] = (partial(rounded, widths=widths), compensate)
+        nearest, other = (self.module(arch, change) for change in changes)
+        if self.nll(arch, other, self.validation) < self.nll(arch, nearest, self.validation):
+            return other
+        return nearest
+
+    def nll(self, arch: Arch, module: nn.Module, data: Pooled) -> float:
+        """Mean negative log-likelihood."""
+        x = resized(torch.from_numpy(data.x), self.space.input_shape(arch))
+        with torch.no_grad():
+            logits = torch.cat([module(batch) for batch in torch.split(x, BATCH)])
+        return float(F.cross_entropy(logits, torch.from_numpy(data.y).long()))
 
     def _moments(self, arch: Arch, module: nn.Module) -> Mapping[str, Moments]:
         x = resized(torch.from_numpy(self.statistics.x), self.space.input_shape(arch))
@@ -113,6 +143,9 @@ def measurable(
     train: list[tuple[Floats, Labels]] = [
         (c.normalized(c.train.x[:1000]), c.train.y[:1000]) for c in clients
     ]
+    validation: list[tuple[Floats, Labels]] = [
+        (c.normalized(c.validation.x), c.validation.y) for c in clients
+    ]
     held_out = task.test(str(data_folder() / task.folder))
     chosen = torch.randperm(len(held_out.y), generator=torch.Generator().manual_seed(SEED))
     rows = chosen[:test_examples].numpy()
@@ -121,5 +154,6 @@ def measurable(
         load_file(path),
         tuple(x[:CALIBRATION_EACH] for x, _ in train),
         pooled(train, STATISTICS_EACH, SEED),
+        pooled(validation, VALIDATION_EACH, SEED),
         Pooled(clients[0].normalized(held_out.x[rows]), held_out.y[rows]),
     )

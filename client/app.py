@@ -14,6 +14,7 @@ from ..protos.flower import Values, from_record, to_record
 from ..protos.messages import (
     Body,
     EvaluateRequest,
+    InputsRequest,
     MomentsRequest,
     ProfileRequest,
     RangesRequest,
@@ -69,6 +70,7 @@ def _serve_secure(
 app.query("profile")(functools.partial(_serve, ProfileRequest, tasks.run_profile))
 app.train()(functools.partial(_serve, TrainRequest, tasks.run_train))
 app.query("moments")(functools.partial(_serve, MomentsRequest, tasks.run_moments))
+app.query("inputs")(functools.partial(_serve, InputsRequest, tasks.run_inputs))
 app.evaluate()(functools.partial(_serve, EvaluateRequest, tasks.run_evaluate))
 app.query("ranges")(functools.partial(_serve, RangesRequest, tasks.run_ranges))
 app.evaluate("files")(functools.partial(_serve, VerifyRequest, tasks.run_verify))

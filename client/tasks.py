@@ -20,6 +20,8 @@ from ..protos.messages import (
     DeviceProfile,
     EvaluateReply,
     EvaluateRequest,
+    InputsReply,
+    InputsRequest,
     MessageError,
     MomentsReply,
     MomentsRequest,
@@ -37,6 +39,7 @@ from ..protos.messages import (
 from ..protos.observing import observe_histograms, observe_ranges
 from ..protos.probes import read_measurements
 from ..protos.subnets import set_statistics, unpack
+from ..supernet import kernel_inputs
 from ..supernet.axes import regions
 from ..supernet.batch import resized
 from ..supernet.batchnorm import collect, load
@@ -104,6 +107,20 @@ def run_moments(
         parts += [part for layer in moments.values() for part in (layer.total, layer.squares)]
     sums = np.concatenate([np.empty(0), *parts])  # none without batch normalization
     return MomentsReply(device=device.name, counts=tuple(counts)), sums
+
+
+def run_inputs(
+    device: Device, body: InputsRequest, values: Values | None
+) -> tuple[InputsReply, Values]:
+    """Second moments of what kernels multiply, over some of the device's training examples."""
+    space, flat, data = space_from_dict(body.space), floats(values), data_of(device)
+    x = data.normalized(data.train.x[: body.max_examples])
+    parts = [np.empty(0, np.float32)]
+    subnets = unpack(space, body.groups, flat, with_statistics=True)
+    for (arch, module), names in zip(subnets, body.kernels, strict=True):
+        batches = _batches(space, arch, x, body.batch_size, least=1)
+        parts += kernel_inputs.flat(kernel_inputs.collect(module.eval(), names, batches))
+    return InputsReply(device=device.name, examples=len(x)), np.concatenate(parts)
 
 
 def run_evaluate(device: Device, body: EvaluateRequest, values: Values | None) -> EvaluateReply:

@@ -257,6 +257,28 @@ class MomentsReply(Body):
     counts: tuple[dict[str, Count], ...]
 
 
+class InputsRequest(Body):
+    """Ask for second moments of kernels' inputs over up to so many of the device's training examples.
+
+    `kernels` are each subnet's; the array is as in `EvaluateRequest`.
+    """
+
+    action: ClassVar[str] = "query.inputs"
+    space: dict[str, object]
+    batch_size: int = Field(ge=1)
+    max_examples: int = Field(ge=1)
+    groups: tuple[SubnetGroup, ...]
+    kernels: tuple[tuple[str, ...], ...]
+
+
+class InputsReply(Body):
+    """The array holds, per subnet, kernel and block, the sums' upper triangle row by row, float32."""
+
+    action: ClassVar[str] = "query.inputs"
+    device: str
+    examples: Count
+
+
 class Personal(BaseModel):
     """Which tensors a device is to replace by its own: those that it kept up to a run's round."""
 

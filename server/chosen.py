@@ -56,12 +56,13 @@ class Rounded:
     """The subnet that files of 4 bits are made of, its norm statistics those of rounded kernels.
 
     `kernels` are the bits of each by name; `widths`, where they are not all as narrow as can be: see
-    `FewBits`.
+    `FewBits`. `compensated`: that they are not rounded to the nearest levels, see `compensation.py`.
     """
 
     subnet: Subnet
     kernels: Mapping[str, int]
     widths: tuple[tuple[int, int], ...] = ()
+    compensated: bool = False
     observable: Mapping[str, bytes] = field(default_factory=dict)
     ranges: dict[str, Ranges] = field(default_factory=dict)
 

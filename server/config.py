@@ -99,6 +99,13 @@ class RunConfig(_Section):
             raise ValueError("at least one device class is needed, for instance [classes.phone]")
         return classes
 
+    @property
+    def compensates(self) -> bool:
+        """Whether devices are asked for second moments, to round kernels of 4 bits by them."""
+        if self.export.int4_compensate is None:
+            return self.privacy is None and self.secure is None
+        return self.export.int4_compensate
+
     def build_space(self) -> Space:
         """The search space: a preset with fields replaced, or a family with all its fields."""
         fields = dict(self.space)

@@ -4,7 +4,7 @@ The server needs no data. What devices return adds up: sums and counts, minima a
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from operator import add
@@ -21,6 +21,8 @@ from ..protos.messages import (
     DeviceProfile,
     EvaluateReply,
     EvaluateRequest,
+    InputsReply,
+    InputsRequest,
     MomentsReply,
     MomentsRequest,
     Personal,
@@ -33,9 +35,11 @@ from ..protos.messages import (
 )
 from ..protos.subnets import Statistics, flat_statistics, grouped, pack
 from ..specialize.adjust import AS_TRAINED, Adjustment
+from ..supernet import kernel_inputs
 from ..supernet.axes import Weights, regions
 from ..supernet.batchnorm import Moments, merge
 from ..supernet.cost import Budget, cost
+from ..supernet.kernel_inputs import Matrix, SecondMoments
 from ..supernet.space import Arch, Space, plain
 from ..supernet.weights import Flat, gather
 from . import figures
@@ -45,6 +49,7 @@ from .exchange import Exchange, Request
 from .figures import FileMeasured, Measured
 from .fleet import Fleet, Member
 from .paired import Paired, read_paired
+from .second_moments import lighter, read_inputs
 from .survey import Survey, Work, own_budget
 
 S = TypeVar("S")
@@ -167,6 +172,49 @@ class FederatedEvaluator:
         work = Work(self._macs([target.arch for target in targets]), _training)
         for place, mine in self.survey.ask(plan, requests(), MomentsReply, read, work):
             found[place] = merge([found[place], mine]) if place in found else mine
+        return found
+
+    def inputs(
+        self, targets: Sequence[Target], statistics: Mapping[int, Statistics], most: int
+    ) -> dict[int, SecondMoments]:
+        """Second moments of what kernels multiply, over up to `most` training examples of each device.
+
+        Of the kernels in `kernel_inputs.observed`, in the subnets as they are: `widths` count for nothing.
+        """
+        targets = [replace(target, widths={}) for target in targets]
+        observed = [kernel_inputs.observed(self._space, target.arch) for target in targets]
+        plan = self.survey.plan({at: targets[at].budget for at in statistics}, _training)
+        weights = self.survey.weights(_training)
+
+        def requests() -> Iterator[Request]:
+            for name, places in plan.items():
+                known = [statistics[at] for at in places]
+                groups, values = self._packed(name, [targets[at] for at in places], known)
+                body = InputsRequest(
+                    space=self._plain,
+                    batch_size=self.batch_size,
+                    max_examples=most,
+                    groups=groups,
+                    kernels=tuple(tuple(observed[at]) for at in places),
+                )
+                yield self._request(name, body, values)
+
+        def read(
+            member: Member, body: InputsReply, values: Values | None
+        ) -> list[dict[str, tuple[Matrix, ...]]]:
+            kernels = [observed[at] for at in plan[member.name]]
+            found = read_inputs(kernels, seen(member.profile), body, values)
+            return [lighter(part, weights[member.name]) for part in found]
+
+        def seen(profile: DeviceProfile) -> int:
+            return min(most, profile.examples)
+
+        macs = self._macs([target.arch for target in targets])
+        sums = [sum(kernel.macs for kernel in mine.values()) for mine in observed]
+        work = Work({at: macs[at] + more for at, more in enumerate(sums)}, seen)
+        found: dict[int, SecondMoments] = {}
+        for place, mine in self.survey.ask(plan, requests(), InputsReply, read, work):
+            found[place] = kernel_inputs.merge([found[place], mine]) if place in found else mine
         return found
 
     def accuracy(

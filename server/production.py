@@ -173,13 +173,16 @@ class Production:
         """Norm statistics of the subnets whose files hold rounded kernels, as these have them."""
         mine = [(name, work) for name, work in self._works.items() if work.chosen.int4]
         share = self._config.export.int4_bytes
-        found = rounded_subnets(self._evaluator, [work for _, work in mine], share)
+        examples = self._config.export.calibration_examples if self._config.compensates else None
+        found = rounded_subnets(self._evaluator, [work for _, work in mine], share, examples)
         for place, (name, work) in enumerate(mine):
             work.rounded = found.get(place)
             if work.rounded is None:
                 self._without_int4(
                     name, "no device measured its rounded subnet; see no_answer in the event log"
                 )
+            else:
+                self._log("rounded", device_class=name, compensated=work.rounded.compensated)
 
     def _without_int4(self, name: str, reason: object) -> None:
         """There is no file of 4 bits: the model goes on without one, if it can."""

@@ -18,6 +18,7 @@ from ..supernet.fake_quant import least_bits, rounded
 from ..supernet.space import Arch, Space
 from ..supernet.weights import gather, shapes_of, size_of, split
 from .chosen import Chosen, Rounded, Work
+from .compensation import Candidate, compensated
 from .evaluation import FederatedEvaluator, Target
 
 Widths = Mapping[str, int]
@@ -26,7 +27,10 @@ AT_ONCE = 16
 
 
 def rounded_subnets(
-    evaluator: FederatedEvaluator, works: Sequence[Work], share: float | None = None
+    evaluator: FederatedEvaluator,
+    works: Sequence[Work],
+    share: float | None = None,
+    examples: int | None = None,
 ) -> dict[int, Rounded]:
     """By place; one that no device measured is absent.
 
@@ -34,23 +38,28 @@ def rounded_subnets(
     correct what rounding shifts (as bias correction does, Nagel et al. 2019) and scales; a network
     without batch normalization is rounded plainly. With `share` of the bytes that all kernels have in
     8 bits, those keep 8 that lose most in 4; not where a fleet's plan has reckoned with all in 4.
+    With `examples`, devices send second moments over up to so many, and kernels are rounded by them
+    (`specialize/compensate.py`) where the devices' likelihood is better for it.
     """
     shares = [None if work.chosen.kinds else share for work in works]
     widths = {at: _widths(evaluator, work.chosen, shares[at]) for at, work in enumerate(works)}
     told = [(at, found) for at, found in widths.items() if found is not None]
     targets = [_target(works[at].chosen, found) for at, found in told]
     statistics = evaluator.statistics(targets) if targets else {}
+    nearest = {told[at][0]: Candidate(targets[at], mine) for at, mine in statistics.items()}
+    better = compensated(evaluator, works, nearest, examples) if examples else {}
     made = {}
-    for place, mine in statistics.items():
-        at, found = told[place]
+    for at, plain in nearest.items():
+        target, mine = better.get(at, plain)
         subnet, arch = works[at].subnet, works[at].chosen.arch
-        weights = gather(evaluator.weights, regions(evaluator.space, arch))
+        weights = gather(target.weights or evaluator.weights, regions(evaluator.space, arch))
         values = np.concatenate([weights, flat_statistics(mine)])
         # Equalized kernels would be rounded in other steps than those that were measured.
         made[at] = Rounded(
             replace(subnet, values=values, equalize=False),
-            found,
-            _places(evaluator.space, arch, found),
+            target.widths,
+            _places(evaluator.space, arch, target.widths),
+            compensated=at in better,
         )
     return made
 

@@ -103,7 +103,9 @@ class ExportConfig(_Section):
     `calibration` adds a report of what confidences are worth, as a temperature or a prior does.
     `trainable` publishes float values too, from which devices train a model of their own. `int4` makes
     files of 4-bit weights too, in which layers keep 8 bits as far as all weights together have
-    `int4_bytes` of their bytes in int8: those that lose most otherwise.
+    `int4_bytes` of their bytes in int8: those that lose most otherwise. With `int4_compensate`
+    the errors of rounded weights are made up for by others; for that devices send second moments of what
+    kernels multiply. Left out, they do unless a run is private or its sums are secure.
     """
 
     formats: tuple[Literal["tflite", "onnx"], ...] = Field(("tflite", "onnx"), min_length=1)
@@ -112,6 +114,7 @@ class ExportConfig(_Section):
     max_float_difference: float = Field(1e-3, gt=0)
     int4: bool = False
     int4_bytes: float | None = Field(None, gt=0.5, lt=1)
+    int4_compensate: bool | None = None
     ranges: Estimator = "minmax"
     equalize: bool = False
     temperature: bool = False
@@ -134,11 +137,12 @@ class ExportConfig(_Section):
         return prior
 
     @model_validator(mode="after")
-    def _bytes_are_of_something(self) -> Self:
-        if self.int4_bytes is not None and not self.int4:
-            raise ValueError(
-                "int4_bytes is of files of 4-bit weights; set int4 = true, or leave it out"
-            )
+    def _is_of_something(self) -> Self:
+        for field in ("int4_bytes", "int4_compensate"):
+            if getattr(self, field) is not None and not self.int4:
+                raise ValueError(
+                    f"{field} is of files of 4-bit weights; set int4 = true, or leave it out"
+                )
         return self
 
     @property

@@ -89,6 +89,10 @@ BODIES: list[Body] = [
             ),
         ),
     ),
+    messages.InputsRequest(
+        space=SPACE, batch_size=1, max_examples=9, groups=GROUPS, kernels=(("stem.weight",), ())
+    ),
+    messages.InputsReply(device="d", examples=9),
 ]  # fmt: skip
 FLOATS = np.arange(5, dtype=np.float32)
 
