@@ -266,7 +266,7 @@ class InputsRequest(Body):
     action: ClassVar[str] = "query.inputs"
     space: dict[str, object]
     batch_size: int = Field(ge=1)
-    max_examples: int = Field(ge=1)
+    max_examples: int = Field(ge=2)
     groups: tuple[SubnetGroup, ...]
     kernels: tuple[tuple[str, ...], ...]
 

@@ -56,13 +56,13 @@ class Rounded:
     """The subnet that files of 4 bits are made of, its norm statistics those of rounded kernels.
 
     `kernels` are the bits of each by name; `widths`, where they are not all as narrow as can be: see
-    `FewBits`. `compensated`: that they are not rounded to the nearest levels, see `compensation.py`.
+    `FewBits`. `why_nearest` says why they are not rounded by second moments (`compensation.py`), if not.
     """
 
     subnet: Subnet
     kernels: Mapping[str, int]
     widths: tuple[tuple[int, int], ...] = ()
-    compensated: bool = False
+    why_nearest: str = ""
     observable: Mapping[str, bytes] = field(default_factory=dict)
     ranges: dict[str, Ranges] = field(default_factory=dict)
 

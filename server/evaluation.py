@@ -49,7 +49,7 @@ from .exchange import Exchange, Request
 from .figures import FileMeasured, Measured
 from .fleet import Fleet, Member
 from .paired import Paired, read_paired
-from .second_moments import lighter, read_inputs
+from .second_moments import asked, lighter, read_inputs
 from .survey import Survey, Work, own_budget
 
 S = TypeVar("S")
@@ -179,12 +179,16 @@ class FederatedEvaluator:
     ) -> dict[int, SecondMoments]:
         """Second moments of what kernels multiply, over up to `most` training examples of each device.
 
-        Of the kernels in `kernel_inputs.observed`, in the subnets as they are: `widths` count for nothing.
+        Of the kernels in `second_moments.asked`, in the subnets without their `widths`.
         """
+
+        def seen(profile: DeviceProfile) -> int:
+            return min(most, profile.examples)
+
+        observed = [asked(self._space, target.arch, target.widths) for target in targets]
         targets = [replace(target, widths={}) for target in targets]
-        observed = [kernel_inputs.observed(self._space, target.arch) for target in targets]
         plan = self.survey.plan({at: targets[at].budget for at in statistics}, _training)
-        weights = self.survey.weights(_training)
+        weights = self.survey.weights(seen)
 
         def requests() -> Iterator[Request]:
             for name, places in plan.items():
@@ -205,9 +209,6 @@ class FederatedEvaluator:
             kernels = [observed[at] for at in plan[member.name]]
             found = read_inputs(kernels, seen(member.profile), body, values)
             return [lighter(part, weights[member.name]) for part in found]
-
-        def seen(profile: DeviceProfile) -> int:
-            return min(most, profile.examples)
 
         macs = self._macs([target.arch for target in targets])
         sums = [sum(kernel.macs for kernel in mine.values()) for mine in observed]

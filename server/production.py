@@ -182,7 +182,8 @@ class Production:
                     name, "no device measured its rounded subnet; see no_answer in the event log"
                 )
             else:
-                self._log("rounded", device_class=name, compensated=work.rounded.compensated)
+                why = work.rounded.why_nearest
+                self._log("rounded", device_class=name, compensated=not why, reason=why)
 
     def _without_int4(self, name: str, reason: object) -> None:
         """There is no file of 4 bits: the model goes on without one, if it can."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from ..protos.subnets import flat_statistics
 from ..specialize.export import module_of
 from ..specialize.filesize import largest_bytes, stated_error
 from ..specialize.mixed import Option, cheapest
@@ -16,12 +15,13 @@ from ..supernet.axes import regions
 from ..supernet.called_layers import kernels
 from ..supernet.fake_quant import least_bits, rounded
 from ..supernet.space import Arch, Space
-from ..supernet.weights import gather, shapes_of, size_of, split
+from ..supernet.weights import shapes_of, size_of, split
 from .chosen import Chosen, Rounded, Work
-from .compensation import Candidate, compensated
+from .compensation import Candidate, Outcome, compensated
 from .evaluation import FederatedEvaluator, Target
 
 Widths = Mapping[str, int]
+OFF = "second moments are not asked for: export.int4_compensate"
 AT_ONCE = 16
 """Subnets in one question to the devices, which have one deadline for it."""
 
@@ -36,7 +36,7 @@ def rounded_subnets(
 
     Norm statistics are measured with the kernels as the files hold them. Folded into the layers, they
     correct what rounding shifts (as bias correction does, Nagel et al. 2019) and scales; a network
-    without batch normalization is rounded plainly. With `share` of the bytes that all kernels have in
+    without batch normalization has none. With `share` of the bytes that all kernels have in
     8 bits, those keep 8 that lose most in 4; not where a fleet's plan has reckoned with all in 4.
     With `examples`, devices send second moments over up to so many, and kernels are rounded by them
     (`specialize/compensate.py`) where the devices' likelihood is better for it.
@@ -46,20 +46,22 @@ def rounded_subnets(
     told = [(at, found) for at, found in widths.items() if found is not None]
     targets = [_target(works[at].chosen, found) for at, found in told]
     statistics = evaluator.statistics(targets) if targets else {}
-    nearest = {told[at][0]: Candidate(targets[at], mine) for at, mine in statistics.items()}
-    better = compensated(evaluator, works, nearest, examples) if examples else {}
+    nearest = {
+        told[at][0]: Candidate(targets[at], mine, works[told[at][0]].chosen.statistics)
+        for at, mine in statistics.items()
+    }
+    outcomes = compensated(evaluator, nearest, examples) if examples else {}
     made = {}
-    for at, plain in nearest.items():
-        target, mine = better.get(at, plain)
-        subnet, arch = works[at].subnet, works[at].chosen.arch
-        weights = gather(target.weights or evaluator.weights, regions(evaluator.space, arch))
-        values = np.concatenate([weights, flat_statistics(mine)])
-        # Equalized kernels would be rounded in other steps than those that were measured.
+    for at, candidate in nearest.items():
+        outcome = outcomes.get(at, Outcome(why_not=OFF))
+        values = candidate.values(evaluator) if outcome.values is None else outcome.values
+        held = candidate.target.widths
         made[at] = Rounded(
-            replace(subnet, values=values, equalize=False),
-            target.widths,
-            _places(evaluator.space, arch, target.widths),
-            compensated=at in better,
+            # Equalized kernels would be rounded in other steps than those that were measured.
+            replace(works[at].subnet, values=values, equalize=False),
+            held,
+            _places(evaluator.space, works[at].chosen.arch, held),
+            why_nearest=outcome.why_not,
         )
     return made
 

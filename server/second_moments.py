@@ -6,15 +6,23 @@ import numpy as np
 
 from ..protos.flower import Values
 from ..protos.messages import InputsReply, MessageError
-from ..supernet.kernel_inputs import Matrix, Observed, SecondMoments, blocks, whole
+from ..specialize.scheme import NARROW
+from ..supernet.kernel_inputs import Matrix, Observed, SecondMoments, blocks, observed, whole
+from ..supernet.space import Arch, Space
 
 ROUNDING = 1e-4
 """What float32 may change of a sum of squares, of their mean over a block."""
 
 
-def numbers(observed: Mapping[str, Observed]) -> int:
+def asked(space: Space, arch: Arch, widths: Mapping[str, int]) -> dict[str, Observed]:
+    """The kernels that are to have 4 bits and whose inputs can be observed."""
+    found = observed(space, arch)
+    return {name: kernel for name, kernel in found.items() if widths.get(name) == NARROW}
+
+
+def numbers(kernels: Mapping[str, Observed]) -> int:
     """How many a device sends for a subnet."""
-    sizes = [size for kernel in observed.values() for size in blocks(kernel.shape)]
+    sizes = [size for kernel in kernels.values() for size in blocks(kernel.shape)]
     return sum(size * (size + 1) // 2 for size in sizes)
 
 
@@ -25,7 +33,7 @@ def read_inputs(
     values: Values | None,
 ) -> list[dict[str, tuple[Matrix, ...]]]:
     """One device's sums per subnet, over so many examples; MessageError where they can be none."""
-    needed = sum(numbers(observed) for observed in subnets)
+    needed = sum(numbers(kernels) for kernels in subnets)
     if values is None or values.dtype != np.float32 or len(values) != needed:
         raise MessageError(f"second moments: {needed} float32 values expected")
     if body.examples != examples or examples < 1:
@@ -35,9 +43,9 @@ def read_inputs(
     if not np.isfinite(values).all():
         raise MessageError("second moments: a value is not finite")
     found, at = [], 0
-    for observed in subnets:
+    for kernels in subnets:
         mine: dict[str, tuple[Matrix, ...]] = {}
-        for name, kernel in observed.items():
+        for name, kernel in kernels.items():
             parts = []
             for size in blocks(kernel.shape):
                 count = size * (size + 1) // 2

@@ -137,12 +137,11 @@ class ExportConfig(_Section):
         return prior
 
     @model_validator(mode="after")
-    def _is_of_something(self) -> Self:
-        for field in ("int4_bytes", "int4_compensate"):
-            if getattr(self, field) is not None and not self.int4:
-                raise ValueError(
-                    f"{field} is of files of 4-bit weights; set int4 = true, or leave it out"
-                )
+    def _bytes_are_of_something(self) -> Self:
+        if self.int4_bytes is not None and not self.int4:
+            raise ValueError(
+                "int4_bytes is of files of 4-bit weights; set int4 = true, or leave it out"
+            )
         return self
 
     @property

@@ -31,7 +31,7 @@ def compensated(weight: Tensor, moments: tuple[Matrix, ...], bits: int) -> Tenso
     rows = weight.detach().flatten(1).double()
     most = 2 ** (bits - 1) - 1
     units = (rows.abs().amax(1) / most).clamp(min=torch.finfo(torch.float64).tiny)
-    # Their errors are zero, so they may be set before all others.
+    # What earlier inputs would have moved these by goes on to later ones.
     outermost = rows.abs() == rows.abs().amax(1, keepdim=True)
     held, fixed = (torch.split(whole, sizes, 1) for whole in (rows, outermost))
     parts = [
@@ -44,11 +44,10 @@ def compensated(weight: Tensor, moments: tuple[Matrix, ...], bits: int) -> Tenso
 
 def _block(rows: Tensor, moments: Tensor, units: Tensor, most: int, fixed: Tensor) -> Tensor:
     """The levels of some inputs' weights, times their units."""
-    upper = _factor(moments)
-    rest, found = rows.clone(), torch.empty_like(rows)
     order = moments.diagonal().argsort(descending=True, stable=True)
-    rest, pinned = rest[:, order], fixed[:, order]
-    held = rest.clone()
+    upper = _factor(moments[order][:, order])
+    held, pinned, found = rows[:, order], fixed[:, order], torch.empty_like(rows)
+    rest = held.clone()
     for at in range(len(order)):
         levels = (rest[:, at] / units).round().clamp(-most, most)
         levels = torch.where(pinned[:, at], held[:, at].sign() * most, levels)
@@ -60,10 +59,9 @@ def _block(rows: Tensor, moments: Tensor, units: Tensor, most: int, fixed: Tenso
 
 
 def _factor(moments: Tensor) -> Tensor | None:
-    """The upper Cholesky factor of the inverse, its inputs in the order of rounding; None without one."""
-    order = moments.diagonal().argsort(descending=True, stable=True)
-    damped = moments[order][:, order]
-    damped = damped + DAMPING * damped.diagonal().mean() * torch.eye(len(order), dtype=damped.dtype)
+    """The upper Cholesky factor of the damped inverse; None without one."""
+    damping = DAMPING * moments.diagonal().mean()
+    damped = moments + damping * torch.eye(len(moments), dtype=moments.dtype)
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed or not np.isfinite(float(lower.sum())):
         return None

@@ -80,9 +80,9 @@ def preload_rest() -> None:
 
 
 PRELOADS = (preload_tflite, preload_rest)
-"""Also what converters import when they are first called, by hundreds of modules: each would anew.
+"""For a fork server. In two parts, since the longest step, the export of a TFLite file, needs but the first.
 
-The longest step, the export of a TFLite file, begins after the first.
+Among them is what converters import when they are first called, hundreds of modules: each call would anew.
 """
 
 

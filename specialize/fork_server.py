@@ -119,7 +119,7 @@ class ForkServer:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A call as it came: its place among those of one run, and its function and arguments."""
+    """A call as it came: its place among those of one run, how many preloads it waits for, and what to do."""
 
     place: int
     needs: int
@@ -192,7 +192,7 @@ class _Calls:
     """Those that were asked for through the pipe: waiting until they may begin, or running."""
 
     def __init__(self, pipe: Connection, preloads: int, at_once: int, timeout_s: float) -> None:
-        self._pipe, self._preloads = pipe, preloads
+        self._pipe, self._in_all = pipe, preloads
         self._at_once, self._timeout_s = at_once, timeout_s
         self._waiting: list[_Request] = []
         self._running: dict[Connection, _Forked] = {}
@@ -220,8 +220,8 @@ class _Calls:
         for ready in wait([self._pipe, *self._running], patience_s):
             if ready is self._pipe:
                 for place, (needs, content) in enumerate(self._pipe.recv()):
-                    all_or_some = self._preloads if needs is None else min(needs, self._preloads)
-                    self._waiting.append(_Request(place, all_or_some, content))
+                    waits_for = self._in_all if needs is None else min(needs, self._in_all)
+                    self._waiting.append(_Request(place, waits_for, content))
             else:
                 self._pipe.send(self._running.pop(ready).answer())  # type: ignore[call-overload]
         for late in [f for f in self._running.values() if f.end_s <= time.monotonic()]:

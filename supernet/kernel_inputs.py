@@ -5,8 +5,8 @@ inputs. An error e of the row changes it by e · x, in the mean of squares by e 
 measure of Optimal Brain Surgeon (Hassibi & Stork 1993) and GPTQ (Frantar et al. 2023), layer by layer.
 Sums of x · x add up over devices, like norm statistics.
 
-Of the matrix only blocks on the diagonal are kept, of whole input channels: a kernel over d inputs
-has at most BLOCK / 2 · d numbers to send instead of d² / 2, and errors are made up for within a block.
+Of the matrix only blocks on the diagonal are kept: a kernel over d inputs has at most
+(BLOCK + 1) / 2 · d numbers to send instead of (d + 1) / 2 · d, and errors are made up for within a block.
 """
 
 import math
@@ -26,7 +26,7 @@ from .fake_quant import least_bits
 from .space import Arch, Space
 
 BLOCK = 128
-"""Inputs in a block, or one channel's where these are more."""
+"""Inputs in a block at most: of whole channels, or a part of one that has more."""
 AT_ONCE = 2**20
 """Numbers of patches in memory at once, at least one example's."""
 
@@ -50,9 +50,9 @@ class Observed:
 
 def blocks(kernel_shape: Sequence[int]) -> list[int]:
     """The sizes of a kernel's blocks; (outputs, inputs, …)."""
-    channels, taps = kernel_shape[1], math.prod(kernel_shape[2:])
-    each = max(1, BLOCK // taps)
-    return [min(each, channels - at) * taps for at in range(0, channels, each)]
+    inputs, taps = math.prod(kernel_shape[1:]), math.prod(kernel_shape[2:])
+    each = BLOCK // taps * taps or BLOCK
+    return [min(each, inputs - at) for at in range(0, inputs, each)]
 
 
 @lru_cache(maxsize=1024)
@@ -91,13 +91,18 @@ def collect(
         found[name] = tuple(np.zeros((size, size)) for size in sizes)
 
         def note(
-            layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name, sizes: list[int] = sizes
+            layer: nn.Module,
+            inputs: tuple[Tensor, ...],
+            named: dict[str, Tensor],
+            name: str = name,
+            sizes: list[int] = sizes,
         ) -> None:
-            for rows in _patches(layer, inputs[0].detach()):
+            x = inputs[0] if inputs else named["input"]
+            for rows in _patches(layer, x.detach()):
                 for total, part in zip(found[name], torch.split(rows, sizes, 1), strict=True):
                     total += (part.T @ part).double().numpy()
 
-        handles.append(layer.register_forward_pre_hook(note))
+        handles.append(layer.register_forward_pre_hook(note, with_kwargs=True))
     try:
         with torch.no_grad():
             for x in batches:

@@ -1,5 +1,6 @@
 """Kernels of 4 bits rounded by second moments: exact sums from devices, levels that files keep."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 import torch
 from fedofa.client.app import app as honest_app
 from fedofa.client.data import client_data
-from fedofa.protos.messages import InputsReply, MessageError
-from fedofa.server import compensation, rounding
+from fedofa.protos.messages import DeviceProfile, InputsReply, MessageError
+from fedofa.server import compensation, rounding, second_moments
 from fedofa.server.chosen import Chosen, Work
 from fedofa.server.compensation import Candidate
 from fedofa.server.evaluation import FederatedEvaluator, Target
@@ -29,6 +30,7 @@ from fedofa.supernet.space import Arch, plain
 from fedofa.supernet.subnet import static
 from fedofa.supernet.weights import gather
 from fleets import Run, grid_of, small_config, small_fleet
+from flwr.app import Context, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import DIGITS
@@ -75,10 +77,26 @@ def test_they_tell_what_an_error_of_the_kernel_does_to_the_outputs(
     torch.testing.assert_close(change, expected, rtol=1e-3, atol=1e-3)
 
 
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.layer(input=x)
+        return found
+
+
+def test_a_layer_may_be_called_with_its_input_by_name() -> None:
+    x = gaussian(0, 5, 3)
+    (found,) = collect(ByName(), ["layer.weight"], [x])["layer.weight"]
+    np.testing.assert_allclose(found, (x.T @ x).numpy(), rtol=1e-6)
+
+
 def test_a_wide_kernel_has_blocks_of_whole_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert blocks((5, 30, 3, 3)) == [126, 126, 18]
     assert blocks((5, 300)) == [128, 128, 44]
-    assert blocks((5, 3, 13, 13)) == [169] * 3
+    assert blocks((5, 1, 13, 13)) == [128, 41]  # one channel has more
     layer, x = nn.Conv2d(30, 5, 3), gaussian(0, 2, 30, 5, 5)
     parts = collect(nn.Sequential(layer), ["0.weight"], [x])["0.weight"]
     monkeypatch.setattr("fedofa.supernet.kernel_inputs.BLOCK", 1000)
@@ -207,14 +225,26 @@ def work_of(evaluator: FederatedEvaluator, arch: Arch) -> Work:
     return Work(chosen, Subnet(plain(space.to_dict()), dict(arch), values), Path("nowhere"))
 
 
+def candidate_of(
+    evaluator: FederatedEvaluator, widths: Mapping[str, int] | None = None
+) -> Candidate:
+    arch = evaluator.space.smallest()
+    usual, rounded_one = (
+        Target(arch, Budget(params=3000), widths=mine)
+        for mine in ({}, narrow(evaluator.space, arch) if widths is None else widths)
+    )
+    found = evaluator.statistics([usual, rounded_one])
+    return Candidate(rounded_one, found[1], found[0])
+
+
 def test_devices_sums_are_those_of_all_their_examples_in_one_place(tmp_path: Path) -> None:
     run, evaluator = evaluator_of(tmp_path)
     space = run.training.space
-    arch, budget, most = space.smallest(), Budget(params=3000), 40
-    statistics = evaluator.statistics([Target(arch, budget)])
-    found = evaluator.inputs([Target(arch, budget)], statistics, most)[0]
+    arch, most = space.smallest(), 40
+    mine = candidate_of(evaluator)
+    found = evaluator.inputs([mine.target], {0: mine.plain}, most)[0]
     module = static(space, arch, take(run.training.weights, regions(space, arch)))
-    load(module, statistics[0])
+    load(module, mine.plain)
     batches = []
     for device in small_fleet(tmp_path):
         data = client_data(device.source)
@@ -223,48 +253,71 @@ def test_devices_sums_are_those_of_all_their_examples_in_one_place(tmp_path: Pat
     expected = collect(module.eval(), observed(space, arch), batches)
     assert list(found) == list(expected)
     for name, parts in expected.items():
-        for mine, block in zip(found[name], parts, strict=True):
-            np.testing.assert_allclose(mine, block, rtol=1e-4, atol=1e-4 * block.max())
+        for total, block in zip(found[name], parts, strict=True):
+            np.testing.assert_allclose(total, block, rtol=1e-4, atol=1e-4 * block.max())
 
 
-def test_the_likelier_of_both_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_counts_for_the_examples_that_it_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not for all that it has, of which the sums may be but a small part."""
+    _, evaluator = evaluator_of(tmp_path)
+    seen: list[int] = []
+
+    def weights(examples: Callable[[DeviceProfile], int]) -> dict[str, float]:
+        seen.extend(examples(member.profile) for member in members)
+        return dict.fromkeys((member.name for member in members), 0.5)
+
+    members = list(evaluator._fleet.members.values())
+    mine = candidate_of(evaluator)
+    before = evaluator.inputs([mine.target], {0: mine.plain}, 10)[0]
+    monkeypatch.setattr(evaluator.survey, "weights", weights)
+    after = evaluator.inputs([mine.target], {0: mine.plain}, 10)[0]
+    assert seen == [10] * len(members)
+    for name, blocks_of in before.items():
+        for whole_one, half in zip(blocks_of, after[name], strict=True):
+            np.testing.assert_allclose(half, whole_one / 2)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_the_likelier_of_both_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool
+) -> None:
     _, evaluator = evaluator_of(tmp_path)
     space = evaluator.space
     arch = space.smallest()
-    works = [work_of(evaluator, arch)]
+    works = [work_of(evaluator, arch), work_of(evaluator, arch)]
     asked: list[list[Target]] = []
-    sums = [5.0, 4.0]
 
     def likelihoods(targets: list[Target], *_: object) -> dict[int, tuple[float]]:
         asked.append(list(targets))
-        return {at: (sums[at % 2],) for at in range(len(targets))}
+        return {0: (5.0,), 1: (5.0,), 2: (4.0 if better else 5.0,), 3: (6.0,)}
 
     monkeypatch.setattr(evaluator, "likelihoods", likelihoods)
-    (plain_one,) = rounding.rounded_subnets(evaluator, works).values()
+    usual, _ = rounding.rounded_subnets(evaluator, works).values()
     assert not asked
-    assert not plain_one.compensated
-    (found,) = rounding.rounded_subnets(evaluator, works, examples=40).values()
-    ((first, second),) = asked
-    assert first.weights is None
-    assert second.weights is not None
-    assert found.compensated
-    assert found.kernels == plain_one.kernels
-    # Its values are at levels already, of 4 bits where the file has 4: rounding changes nothing.
-    own = take(second.weights, regions(space, arch))
-    np.testing.assert_array_equal(
-        found.subnet.values[: sum(v.numel() for v in own.values())],
-        gather(second.weights, regions(space, arch)),
-    )
+    assert "int4_compensate" in usual.why_nearest
+    found, other = rounding.rounded_subnets(evaluator, works, examples=40).values()
+    ((*nearest, changed, _),) = asked
+    assert [target.weights for target in nearest] == [None, None]
+    assert "likelier" in other.why_nearest
+    np.testing.assert_array_equal(other.subnet.values, usual.subnet.values)
+    assert found.kernels == usual.kernels
+    if not better:
+        assert "likelier" in found.why_nearest
+        np.testing.assert_array_equal(found.subnet.values, usual.subnet.values)
+        return
+    assert not found.why_nearest
+    # Its kernels are at levels already, those of 4 bits: rounding changes nothing.
+    assert changed.weights is not None
+    own, shared = (take(w, regions(space, arch)) for w in (changed.weights, evaluator.weights))
+    flat_weights = gather(changed.weights, regions(space, arch))
+    np.testing.assert_array_equal(found.subnet.values[: len(flat_weights)], flat_weights)
     narrowed = {name: bits for name, bits in found.kernels.items() if bits == 4}
     held = rounded(own, narrowed)
     assert all(torch.equal(held[name], own[name]) for name in narrowed)
-    shared = take(evaluator.weights, regions(space, arch))
     assert all(torch.equal(own[name], shared[name]) for name in own if name not in narrowed)
     assert any(not torch.equal(rounded(shared, narrowed)[name], own[name]) for name in narrowed)
-    sums[1] = 5.0
-    (found,) = rounding.rounded_subnets(evaluator, works, examples=40).values()
-    assert not found.compensated
-    np.testing.assert_array_equal(found.subnet.values, plain_one.subnet.values)
 
 
 @pytest.mark.parametrize("mute", ["inputs", "statistics", "likelihoods"])
@@ -272,45 +325,61 @@ def test_without_an_answer_kernels_keep_the_nearest_levels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mute: str
 ) -> None:
     _, evaluator = evaluator_of(tmp_path)
-    work = work_of(evaluator, evaluator.space.smallest())
-    target = Target(
-        work.chosen.arch, work.chosen.budget, widths=narrow(evaluator.space, work.chosen.arch)
-    )
-    nearest = {3: Candidate(target, evaluator.statistics([target])[0])}
+    nearest = {3: candidate_of(evaluator)}
     monkeypatch.setattr(evaluator, mute, lambda *_: {})
-    works = [work] * 4
-    assert compensation.compensated(evaluator, works, nearest, 40) == {}
+    (outcome,) = compensation.compensated(evaluator, nearest, 40).values()
+    assert outcome.values is None
+    assert "no_answer" in outcome.why_not
+
+
+def test_devices_that_do_not_know_the_question_leave_the_nearest_levels(tmp_path: Path) -> None:
+    def old_app(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query.inputs":
+            raise ValueError("no query.inputs function registered")
+        return honest_app(message, context)
+
+    run = Run(tmp_path, small_config(), grid_of(small_fleet(tmp_path), old_app))
+    evaluator = FederatedEvaluator(
+        run.exchange, run.roll.gather(), run.training.space, run.training.weights, run.log
+    )
+    (outcome,) = compensation.compensated(evaluator, {0: candidate_of(evaluator)}, 40).values()
+    assert "no_answer" in outcome.why_not
+    assert {event["about"] for event in run.events("no_answer")} == {"query.inputs"}
 
 
 def test_questions_are_no_larger_than_their_answers_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, evaluator = evaluator_of(tmp_path)
-    work = work_of(evaluator, evaluator.space.smallest())
-    places: dict[int, Candidate] = dict.fromkeys(range(20))  # type: ignore[arg-type]
-    some = list(compensation._questions(evaluator, [work] * 20, places))
+    mine = candidate_of(evaluator)
+    places = dict.fromkeys(range(20), mine)
+    some = list(compensation._questions(evaluator, places))
     assert [len(each) for each in some] == [8, 8, 4]
-    one = numbers(observed(evaluator.space, work.chosen.arch))
+    kernels = second_moments.asked(evaluator.space, mine.target.arch, mine.target.widths)
+    one = numbers(kernels) + sum(evaluator.weights[name].numel() for name in kernels)
     monkeypatch.setattr(compensation, "MOST_NUMBERS", 3 * one)
-    some = list(compensation._questions(evaluator, [work] * 20, places))
+    some = list(compensation._questions(evaluator, places))
     assert [at for each in some for at in each] == list(range(20))
     assert {len(each) for each in some} == {3, 2}
     monkeypatch.setattr(compensation, "MOST_NUMBERS", 1)
-    assert len(list(compensation._questions(evaluator, [work] * 20, places))) == 20
+    assert len(list(compensation._questions(evaluator, places))) == 20
+    wide = replace(mine, target=replace(mine.target, widths=dict.fromkeys(kernels, 8)))
+    assert list(compensation._questions(evaluator, {0: mine, 1: wide, 2: mine})) == [[0], [2]]
 
 
-def test_kernels_of_8_bits_stay_as_they_are(tmp_path: Path) -> None:
+def test_kernels_of_8_bits_are_neither_asked_about_nor_changed(tmp_path: Path) -> None:
     _, evaluator = evaluator_of(tmp_path)
-    arch = evaluator.space.smallest()
-    least = narrow(evaluator.space, arch)
-    first, *_ = (name for name, bits in least.items() if bits == 4)
-    target = Target(arch, Budget(params=3000), widths={**least, first: 8})
-    work = work_of(evaluator, arch)
-    moments = evaluator.inputs([target], {0: work.chosen.statistics}, 40)[0]
-    weights = compensation._weights(evaluator, replace(target), moments)
+    least = narrow(evaluator.space, evaluator.space.smallest())
+    first, *others = (name for name, bits in least.items() if bits == 4)
+    mine = candidate_of(evaluator, {**least, first: 8})
+    moments = evaluator.inputs([mine.target], {0: mine.plain}, 40)[0]
+    assert list(moments) == others
+    weights = compensation._weights(evaluator, mine.target, moments)
     changed = {n for n, v in weights.items() if not torch.equal(v, evaluator.weights[n])}
-    assert first not in changed
-    assert changed == {name for name in moments if name != first}
+    assert changed == set(others)
+    none = candidate_of(evaluator, dict.fromkeys(least, 8))
+    (outcome,) = compensation.compensated(evaluator, {0: none}, 40).values()
+    assert "no kernel" in outcome.why_not
 
 
 # ── configured ───────────────────────────────────────────────────────────────────────────────────
@@ -325,5 +394,5 @@ def test_it_is_on_unless_the_run_is_private_or_its_sums_are_secure() -> None:
         assert not private.compensates
         export = private.export.model_copy(update={"int4_compensate": True})
         assert private.model_copy(update={"export": export}).compensates
-    with pytest.raises(UsageError, match="int4_compensate is of files of 4-bit weights"):
-        small_config(export={"int4_compensate": True})
+    # A fleet's runtimes may have files of 4 bits without `int4`.
+    assert not small_config(export={"int4_compensate": False}).compensates

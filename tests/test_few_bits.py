@@ -17,6 +17,7 @@ from fedofa.protos.observing import observe_ranges
 from fedofa.protos.subnets import flat_statistics, pack, unpack
 from fedofa.server import rounding
 from fedofa.server.chosen import Chosen, Work
+from fedofa.server.compensation import LIKELIER
 from fedofa.server.evaluation import Exported, FederatedEvaluator, Target
 from fedofa.server.figures import FileMeasured, Measured
 from fedofa.server.fingerprint import fingerprint
@@ -414,6 +415,23 @@ def production_of(done: Run, folder: Path) -> tuple[Production, FederatedEvaluat
     work = Production(done.config, evaluator, fleet, ModelFolders(folder), done.log)
     chosen = Chosen("any", arch, Budget(), statistics, Measured(1, 2), ("onnx",), int4=True)
     return work, evaluator, chosen
+
+
+def test_devices_are_asked_for_second_moments_unless_the_run_is_private(
+    done: Run, tmp_path: Path
+) -> None:
+    told = {event["device_class"]: event for event in done.events("rounded")}
+    assert told.keys() >= {"wide", "narrow"}
+    for event in told.values():
+        assert event["compensated"] == (event["reason"] == "")
+        assert not event["reason"] or event["reason"] == LIKELIER
+    asked = [e for e in done.events("measured") if e["about"] == "query.inputs"]
+    assert asked
+    work, _, chosen = production_of(done, tmp_path)
+    work._config = done.config.model_copy(update={"secure": object()})
+    work.begin([chosen])
+    assert [e for e in done.events("measured") if e["about"] == "query.inputs"] == asked
+    assert "int4_compensate" in done.events("rounded")[-1]["reason"]
 
 
 def test_devices_that_do_not_measure_it_leave_the_file_out_and_the_model_is_published(

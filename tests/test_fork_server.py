@@ -97,6 +97,8 @@ def test_a_process_that_has_imported_the_converters_has_one_thread() -> None:
     """Forking another one would be unsafe."""
     with ForkServer(PRELOADS) as server:
         names = [f"import sys; assert {name!r} in sys.modules" for name in ("litert_torch", "onnx")]
+        server.run({"early": Call(exec, ("pass",), needs=1)})
+        assert psutil.Process(server.pid).num_threads() == 1
         found = server.run({name: Call(exec, (name,)) for name in names})
         assert set(found.values()) == {None}
         assert psutil.Process(server.pid).num_threads() == 1

@@ -13,6 +13,7 @@ from .logs import Row
 
 FIDELITY: Mapping[str, str] = {
     "query.moments": "norm statistics, on the devices' training examples",
+    "query.inputs": "second moments of kernels' inputs, on the devices' training examples",
     "evaluate": "subnets of the supernet, on the devices' validation examples",
     "query.ranges": "activation ranges of float files, on the devices' training examples",
     "evaluate.files": "exported files in their runtimes, on the devices' validation examples",
