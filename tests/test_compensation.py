@@ -25,6 +25,7 @@ from fedofa.supernet.called_layers import narrow
 from fedofa.supernet.cost import Budget
 from fedofa.supernet.errors import UsageError
 from fedofa.supernet.fake_quant import rounded
+from fedofa.supernet.families.catalogue import preset
 from fedofa.supernet.kernel_inputs import Observed, blocks, collect, flat, merge, observed, whole
 from fedofa.supernet.space import Arch, plain
 from fedofa.supernet.subnet import static
@@ -205,6 +206,22 @@ def test_outputs_change_less_than_with_the_nearest_levels(inputs: int) -> None:
 def test_moments_of_another_kernel_are_refused() -> None:
     with pytest.raises(UsageError, match=r"blocks of \[27\] inputs expected"):
         compensated(gaussian(0, 4, 3, 3, 3), (np.eye(26),), 4)
+
+
+@pytest.mark.parametrize("name", ["small", "small-resnet", "small-vit", "tdnn-har", "mlp-small"])
+def test_every_family_s_kernels_of_4_bits_can_be_rounded_so(name: str) -> None:
+    space = preset(name)
+    arch = space.smallest()
+    module, kernels = space.build(arch).eval(), observed(space, arch)
+    assert set(kernels) == {kernel for kernel, bits in narrow(space, arch).items() if bits == 4}
+    moments = collect(module, kernels, [gaussian(0, 4, *space.input_shape(arch))])
+    assert sum(len(each) for each in flat(moments)) == numbers(kernels)
+    for kernel, parts in moments.items():
+        weight = module.get_parameter(kernel)
+        found = compensated(weight, parts, 4)
+        assert found.shape == weight.shape
+        assert torch.equal(rounded({"w": found}, {"w": 4})["w"], found)
+        assert not torch.equal(found, weight)
 
 
 # ── measured on devices ──────────────────────────────────────────────────────────────────────────
