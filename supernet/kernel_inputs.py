@@ -60,9 +60,9 @@ def observed(space: Space, arch: Arch) -> Mapping[str, Observed]:
     """The kernels that a file of 4 bits narrows and whose inputs can be observed, in called order."""
     held = kernels(space, arch)
     mine = {
-        name: layer
-        for name, layer in held.items()
-        if least_bits(tuple(layer.weight.shape)) == 4 and _plain(layer)
+        name: kernel
+        for name, kernel in held.items()
+        if least_bits(tuple(kernel.weight.shape)) == 4 and _plain(kernel.layer)
     }
     with torch.device("meta"):
         module, x = space.build(arch).eval(), torch.empty(1, *space.input_shape(arch))
@@ -139,10 +139,10 @@ def merge(parts: Sequence[SecondMoments]) -> dict[str, tuple[Matrix, ...]]:
     }
 
 
-def _plain(layer: WeightLayer) -> bool:
+def _plain(layer: WeightLayer | nn.MultiheadAttention) -> bool:
     """Whether patches can be cut from its inputs, all of them for each output."""
-    if isinstance(layer, nn.Linear):
-        return True
+    if isinstance(layer, nn.Linear | nn.MultiheadAttention):
+        return isinstance(layer, nn.Linear)
     return (
         layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     )

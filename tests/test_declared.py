@@ -1,5 +1,6 @@
 """A user's own module as a supernet: invariants, what is found out about it, and clear errors."""
 
+import math
 import os
 import pickle
 import random
@@ -18,12 +19,16 @@ from fedofa.protos.manifest import FILE_NAMES
 from fedofa.server.config import parse_config
 from fedofa.server.operate import train_job
 from fedofa.server.training import Training
+from fedofa.specialize import onnx_quantize
+from fedofa.specialize.export import export_floats
 from fedofa.specialize.filesize import predicted_size_bytes
 from fedofa.supernet.axes import regions
+from fedofa.supernet.called_layers import kernels, narrow
 from fedofa.supernet.cost import cost
 from fedofa.supernet.errors import ExportError
 from fedofa.supernet.families.declared import DeclaredSpace
 from fedofa.supernet.folding import folded
+from fedofa.supernet.kernel_inputs import observed
 from fedofa.supernet.subnet import batch_norms, extract
 from fedofa.supernet.torchvision_import import import_module
 from fedofa.supernet.weights import digest, initial
@@ -36,6 +41,7 @@ from invariants import (
     check_federated,
     check_views,
     inputs,
+    random_subnet,
     shared_weights,
 )
 from own_networks import Block, scaled
@@ -283,6 +289,20 @@ def test_attention_starts_as_torch_draws_it() -> None:
     values = initial(declared("ATTENTION"), 0)
     assert values["attention.in_proj_weight"].std() > 0.05
     assert not values["token"].any()
+
+
+def test_an_attention_s_projections_are_kernels_as_its_files_have_them(tmp_path: Path) -> None:
+    space = declared("ATTENTION")
+    arch = space.smallest()
+    held = kernels(space, arch)
+    assert list(held)[1:3] == ["attention.in_proj_weight", "attention.out_proj.weight"]
+    export_floats(random_subnet(space, arch, 0), ("onnx",), tmp_path)
+    shapes = onnx_quantize.kernel_shapes(tmp_path / FILE_NAMES["onnx_fp32"])
+    counts = [math.prod(shape) for shape in shapes]
+    assert counts == [kernel.weight.numel() for kernel in held.values()]
+    assert observed(space, arch).keys() == {n for n in held if "attention" not in n} - {
+        name for name, bits in narrow(space, arch).items() if bits == 8
+    }
 
 
 def test_the_documented_example_does_what_it_says(

@@ -77,7 +77,8 @@ def test_kernels_over_one_channel_keep_8_bits() -> None:
     arch = DIGITS.largest()
     held, widths = kernels(DIGITS, arch), narrow(DIGITS, arch)
     assert set(widths.values()) == {4, 8}
-    for name, layer in held.items():
+    for name, kernel in held.items():
+        layer = kernel.layer
         alone = isinstance(layer, torch.nn.Conv2d) and layer.in_channels // layer.groups == 1
         assert widths[name] == (8 if alone else 4)
 
