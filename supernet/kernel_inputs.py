@@ -1,9 +1,9 @@
 """Second moments of what kernels multiply, from which errors of their weights can be made up for.
 
 Each output of a convolution or linear layer is a row of its kernel times x, a patch of the layer's
-inputs. An error e of the row changes it by e · x, in the mean of squares by e · E[x · x] · e: the
-measure of Optimal Brain Surgeon (Hassibi & Stork 1993) and GPTQ (Frantar et al. 2023), layer by layer.
-Sums of x · x add up over devices, like norm statistics.
+inputs. An error e of the row changes it by e · x, in the mean of squares by eᵀ E[x xᵀ] e: the measure
+of Optimal Brain Surgeon (Hassibi & Stork 1993) and GPTQ (Frantar et al. 2023), layer by layer. Sums of
+x xᵀ add up over devices, like norm statistics.
 
 Of the matrix only blocks on the diagonal are kept: a kernel over d inputs has at most
 (BLOCK + 1) / 2 · d numbers to send instead of (d + 1) / 2 · d, and errors are made up for within a block.
@@ -82,7 +82,7 @@ def observed(space: Space, arch: Arch) -> Mapping[str, Observed]:
 def collect(
     module: nn.Module, names: Iterable[str], batches: Iterable[Tensor]
 ) -> dict[str, tuple[Matrix, ...]]:
-    """Kernel → sums of x · x over all patches of these batches, as the module runs them."""
+    """Kernel → sums of x xᵀ over all patches of these batches, as the module runs them."""
     found: dict[str, tuple[Matrix, ...]] = {}
     handles = []
     for name in names:
