@@ -17,7 +17,7 @@ MOST_SUBNETS, MOST_NUMBERS = 8, 2**22
 """In one question to the devices: answers, and shared tensors with other kernels, are kept in memory."""
 
 NO_ANSWER = "no device answered; see no_answer in the event log"
-NONE_OBSERVED = "no kernel of 4 bits is of a layer whose inputs can be observed"
+NONE_OBSERVED = "no kernel of 4 bits is of a layer whose inputs can be observed, or the file keeps a normalization"
 LIKELIER = "the devices find the nearest levels likelier"
 
 

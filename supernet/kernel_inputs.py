@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from .called_layers import WeightLayer, kernels
 from .fake_quant import least_bits
+from .folding import folded
 from .space import Arch, Space
 
 BLOCK = 128
@@ -57,7 +58,13 @@ def blocks(kernel_shape: Sequence[int]) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def observed(space: Space, arch: Arch) -> Mapping[str, Observed]:
-    """The kernels that a file of 4 bits narrows and whose inputs can be observed, in called order."""
+    """The kernels that a file of 4 bits narrows and whose inputs can be observed, in called order.
+
+    None of a network in which a normalization stays: LiteRT's converter multiplies its scales into the
+    kernels behind it, whose levels are others then.
+    """
+    if any(_scales(layer) for layer in folded(space.build(arch).eval()).modules()):
+        return {}
     held = kernels(space, arch)
     mine = {
         name: kernel
@@ -137,6 +144,11 @@ def merge(parts: Sequence[SecondMoments]) -> dict[str, tuple[Matrix, ...]]:
         )
         for name in parts[0]
     }
+
+
+def _scales(layer: nn.Module) -> bool:
+    norms = nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase
+    return isinstance(layer, norms) and layer.weight is not None
 
 
 def _plain(layer: WeightLayer | nn.MultiheadAttention) -> bool:

@@ -28,6 +28,7 @@ from fedofa.supernet.called_layers import narrow
 from fedofa.supernet.cost import cost
 from fedofa.supernet.fake_quant import rounded
 from fedofa.supernet.families.catalogue import space_from_dict
+from fedofa.supernet.kernel_inputs import observed
 from fedofa.supernet.space import Arch, Space, plain
 from fedofa.supernet.subnet import batch_norms, extract, on_views
 from fedofa.supernet.weights import gather, initial, shapes_of, size_of, split
@@ -188,7 +189,9 @@ def check_export(space: Space, arch: Arch, folder: Path, seed: int = 0) -> None:
         expected = rounded_module(space, arch, subnet)(torch.from_numpy(x)).numpy()
     for entry in quantize_few(folder, FewBits(ranges)):
         gap = open_model(folder / entry.name, entry).run(x) - expected
-        least = 0.999 if entry.kind.startswith("onnx") else 0.9
+        # LiteRT's converter multiplies a layer norm's scales into kernels before they are rounded.
+        tflite = 0.9 if observed(space, arch) else 0.5
+        least = 0.999 if entry.kind.startswith("onnx") else tflite
         assert explained(gap, expected) > least, entry.kind
         seen.add(entry.kind)
     assert seen == set(FILE_NAMES)
